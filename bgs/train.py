@@ -1,0 +1,37 @@
+"""`python -m bgs.train`: fine-tune a backbone on odd-one-out judgments and evaluate it on held-out clips."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    from bgs.cli import parse_training
+
+    config = parse_training(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from rich.console import Console
+
+    from bgs.evaluation.report import table
+    from bgs.training.run import Run
+
+    try:
+        result = Run(config).execute()
+    except (ValueError, FileNotFoundError, FileExistsError, ImportError, FloatingPointError) as error:
+        print(f"bgs.train: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"bgs.train: interrupted; the same command takes it up again from {config.run_folder}", file=sys.stderr)
+        return 130
+    console = Console(width=110)
+    columns = {"before training": result.frozen, "fine-tuned": result.trained}
+    console.print(table(columns, f"{config.backbone}, {config.mode}", compare=("fine-tuned", "before training")))
+    console.print(f"{result.folder}: model, metrics and settings; {result.seconds:.0f} s")
+    return 130 if result.interrupted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,343 @@
+"""A training run from its configuration to its folder: data, fits, evaluation on held-out clips, and what is saved.
+
+A run's folder holds `model/` (the embedder), `config.yaml`, `metrics.json`, `run.json` (which clips were trained on and
+which held out) and `tensorboard/`; under cross-validation also `fold-K/model/` for each fold.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shutil
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+
+from bgs.cli import to_yaml
+from bgs.config import TrainConfig, with_overrides
+from bgs.data.formats.writing import replacing
+from bgs.data.splits import folds
+from bgs.evaluation.evaluate import Evaluation, Held, evaluate
+from bgs.evaluation.report import write_json
+from bgs.evaluation.saved import RUN_RECORD, pooled_ceiling
+from bgs.inputs import read_dataset, splits_of, stimuli_of, synthetic_folder
+from bgs.models import Backbone, Embedder, apply_lora, check_adapters_receive_gradient, load_backbone, set_trainable
+from bgs.training.embedding import Kept, Through, frozen_features
+from bgs.training.fit import Fit, Fitted
+from bgs.training.selection import Choice, Interrupted, choose
+from bgs.training.validation import Validation
+
+logger = logging.getLogger(__name__)
+
+Rows = NDArray[np.int64]
+
+FORMAT = 1
+PROBE_CLIPS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run found out about held-out clips.
+
+    Attributes:
+        folder: the run's folder.
+        trained: the fine-tuned embedder on the held-out judgments.
+        frozen: the encoder as it was before training, its embeddings compared by cosine.
+        fits: what each fit came to; one, or one for each fold.
+        interrupted: whether Ctrl-C ended it early.
+        seconds: wall-clock time.
+    """
+
+    folder: Path
+    trained: Evaluation
+    frozen: Evaluation
+    fits: list[Fitted]
+    interrupted: bool
+    seconds: float
+
+
+class Run:
+    """One run; `execute` does it.
+
+    Args:
+        config: everything it needs to know.
+        progress: whether to show progress bars.
+
+    Raises:
+        ValueError: settings that do not go together, or data that cannot be used.
+        FileNotFoundError: data, clips or checkpoint are not there.
+        FileExistsError: the output folder holds a finished run of other settings.
+    """
+
+    def __init__(self, config: TrainConfig, *, progress: bool = True) -> None:
+        self._begun = time.monotonic()
+        self._progress = progress
+        self.folder = config.run_folder
+        if config.data is None:
+            config = replace(config, data=str(synthetic_folder(config.synthetic)))
+        self._check_folder(config)
+        self._config = config
+        self._dataset = read_dataset(str(config.data), config.format)
+        self._splits = splits_of(
+            self._dataset,
+            val_share=0.0 if config.folds or config.selection.inner_folds else config.val_share,
+            test_share=0.0 if config.folds else config.test_share,
+            seed=config.seed,
+        )
+        if config.folds:
+            self._splits.pop("test", None)
+        used = np.sort(np.concatenate(list(self._splits.values())))
+        place = np.full(len(self._dataset.items), -1)
+        place[used] = np.arange(len(used))
+        self._splits = {name: place[rows] for name, rows in self._splits.items()}
+        self._judgments = self._dataset.judgments.among(used, reindex=True)
+        self._accelerator = make_accelerator(config)
+        torch.manual_seed(config.seed)
+        first = self._load_backbone()
+        self._stimuli = stimuli_of(
+            self._dataset, self._judgments.items, first.preprocess, config.clips, config.cache, config.min_clip
+        )
+        self._frozen = frozen_features(Embedder(first), self._stimuli, np.arange(len(used)), progress)
+        self._shared: Backbone | None = first
+
+    def execute(self) -> Result:
+        """Train, evaluate and save.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C under cross-validation or while settings were being chosen; folds that were
+                finished are taken up when the same run is started again.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.folder / "config.yaml") as scratch:
+            scratch.write_text(to_yaml(self._config), encoding="utf-8")
+        try:
+            held, fits, record = self._cross_validate() if self._config.folds else self._hold_out()
+        except Interrupted:
+            raise KeyboardInterrupt from None
+        frozen = [Held(self._frozen[torch.from_numpy(rows)].cpu(), part.judgments) for rows, part in held]
+        parts = [part for _, part in held]
+        ceiling = pooled_ceiling(self._dataset, parts)
+        seed, resamples = self._config.seed, self._config.resamples
+        trained_evaluation = evaluate(parts, resamples=resamples, seed=seed, known_ceiling=ceiling)
+        frozen_evaluation = evaluate(frozen, resamples=resamples, seed=seed, known_ceiling=ceiling)
+        result = Result(
+            self.folder,
+            trained_evaluation,
+            frozen_evaluation,
+            fits,
+            any(fitted.stopped == "interrupted" for fitted in fits),
+            time.monotonic() - self._begun,
+        )
+        write_json(self.folder / RUN_RECORD, {"format": FORMAT, **record})
+        write_json(self.folder / "metrics.json", self._metrics(result))
+        shutil.rmtree(self.folder / "state", ignore_errors=True)
+        return result
+
+    def _hold_out(self) -> tuple[list[tuple[Rows, Held]], list[Fitted], dict[str, Any]]:
+        """One model, trained on the training clips and held against the test clips."""
+        splits = self._splits
+        if "test" not in splits or not len(self._judgments.among(splits["test"])):
+            raise ValueError(f"data: no judgment shows three of the {len(splits.get('test', []))} held-out clips")
+        embedder, fitted, choice = self._train(splits["train"], splits.get("val"), "model")
+        held = self._hold(embedder, splits["test"])
+        names = {name: self._names(rows) for name, rows in splits.items()}
+        record: dict[str, Any] = {"splits": names, "choice": choice.to_dict() if choice else None}
+        return [(splits["test"], held)], [fitted], record
+
+    def _cross_validate(self) -> tuple[list[tuple[Rows, Held]], list[Fitted], dict[str, Any]]:
+        """A model for each fold, held against the fold's clips, and one trained on all clips to be used."""
+        config = self._config
+        held, fits, records = [], [], []
+        train = np.sort(np.concatenate(list(self._splits.values())))
+        for number, (rows, held_out) in enumerate(folds(train, config.folds, config.seed)):
+            if not len(self._judgments.among(held_out)):
+                raise ValueError(f"folds: no judgment shows three of the {len(held_out)} clips of fold {number}")
+            embedder, fitted, choice = self._train(rows, None, f"fold-{number}/model")
+            if fitted.stopped == "interrupted":
+                raise Interrupted
+            held.append((held_out, self._hold(embedder, held_out)))
+            fits.append(fitted)
+            fold = {"train": self._names(rows), "held_out": self._names(held_out)}
+            records.append(fold | {"choice": choice.to_dict() if choice else None})
+        _, fitted, choice = self._train(train, None, "model")
+        if fitted.stopped == "interrupted":
+            raise Interrupted
+        record = {"splits": {"train": self._names(train)}, "choice": choice.to_dict() if choice else None}
+        return held, fits, record | {"folds": records}
+
+    def _train(self, train: Rows, val: Rows | None, name: str) -> tuple[Embedder, Fitted, Choice | None]:
+        """Choose settings if asked to, fit, and save as `name`; an already finished fit is loaded instead."""
+        target = self.folder / name
+        record = target.parent / f"{target.name}.json"
+        identity = self._identity(train, val)
+        if self._config.resume and (done := self._finished(target, record, identity)) is not None:
+            return done
+        config, choice = self._config, None
+        if config.selection.inner_folds:
+            choice = choose(config, train, self._inner_fit, label=f"{name}: choosing", progress=self._progress)
+            config = replace(with_overrides(config, choice.overrides), epochs=choice.epochs)
+        elif val is None:
+            train, val = self._carve(train)
+        embedder, embed = self._build(config)
+        validation = Validation(self._judgments, train, val, config.selection) if val is not None else None
+        log = SummaryWriter(str(self.folder / "tensorboard" / name.replace("/", "-")))
+        fitted = Fit(
+            embedder,
+            embed,
+            self._judgments,
+            train,
+            config,
+            self._accelerator,
+            validation=validation,
+            label=name,
+            state=self.folder / "state" / f"{name.replace('/', '-')}.safetensors",
+            identity=identity,
+            log=log,
+            progress=self._progress,
+        ).run()
+        log.close()
+        embedder.eval()
+        embedder.save(target)
+        if fitted.stopped != "interrupted":
+            content = {"identity": identity, "fitted": vars(fitted), "choice": choice.to_dict() if choice else None}
+            write_json(record, content)
+        return embedder, fitted, choice
+
+    def _inner_fit(self, config: TrainConfig, train: Rows, val: Rows, label: str) -> Fitted:
+        embedder, embed = self._build(config)
+        validation = Validation(self._judgments, train, val, config.selection)
+        fit = Fit(
+            embedder, embed, self._judgments, train, config, self._accelerator, validation=validation, progress=False
+        )
+        return fit.run()
+
+    def _carve(self, train: Rows) -> tuple[Rows, Rows]:
+        """Take validation clips from the training clips of a fold."""
+        parts = folds(train, max(2, round(1 / max(self._config.val_share, 1e-9))), self._config.seed)
+        return parts[0]
+
+    def _build(self, config: TrainConfig) -> tuple[Embedder, Through | Kept]:
+        """Make an embedder ready for training, and the way in which it embeds."""
+        torch.manual_seed(config.seed)
+        fixed = config.tune == "head" and config.augment is None
+        backbone = self._shared if fixed and self._shared is not None else self._load_backbone()
+        if config.tune == "lora":
+            apply_lora(backbone, config.lora)
+        embedder = Embedder(backbone, config.head).to(self._accelerator.device)
+        set_trainable(embedder, config.tune)
+        if fixed:
+            return embedder, Kept(embedder, self._frozen)
+        if config.gradient_checkpointing:
+            backbone.set_gradient_checkpointing(True)
+        if config.tune == "lora":
+            check_adapters_receive_gradient(embedder, self._stimuli.batch(np.arange(PROBE_CLIPS)))
+        return embedder, Through(embedder, self._stimuli, config)
+
+    def _load_backbone(self) -> Backbone:
+        config = self._config
+        backbone = load_backbone(config.backbone, config.checkpoint, seed=config.seed, frames=config.frames)
+        return backbone.to(self._accelerator.device)
+
+    def _hold(self, embedder: Embedder, rows: Rows) -> Held:
+        """Embed held-out clips exactly as the saved model does."""
+        fixed = self._config.tune == "head" and self._config.augment is None
+        embed = Kept(embedder, self._frozen) if fixed else Through(embedder, self._stimuli, self._config)
+        embedder.eval()
+        with torch.no_grad():
+            embeddings = embed(rows, False).cpu()
+        return Held(embeddings, self._judgments.among(rows, reindex=True))
+
+    def _names(self, rows: Rows) -> list[str]:
+        return [self._judgments.items[row] for row in rows]
+
+    def _identity(self, train: Rows, val: Rows | None) -> dict[str, Any]:
+        """What has to be the same for the work of an earlier start to be taken up."""
+        return {
+            "config": identity_of(self._config),
+            "judgments": len(self._judgments),
+            "train": self._names(train),
+            "val": None if val is None else self._names(val),
+        }
+
+    def _finished(
+        self, target: Path, record: Path, identity: dict[str, Any]
+    ) -> tuple[Embedder, Fitted, Choice | None] | None:
+        if not record.is_file() or not target.is_dir():
+            return None
+        found = json.loads(record.read_text(encoding="utf-8"))
+        if found["identity"] != json.loads(json.dumps(identity)):
+            return None
+        logger.info("%s: finished earlier, taken up", target)
+        choice = Choice(**found["choice"]) if found["choice"] else None
+        return Embedder.load(target).to(self._accelerator.device), Fitted(**found["fitted"]), choice
+
+    def _check_folder(self, config: TrainConfig) -> None:
+        """Refuse to write over a finished run of other settings."""
+        before = self.folder / "config.yaml"
+        if not (self.folder / "metrics.json").is_file() or not before.is_file():
+            return
+        if _same_settings(before, config):
+            return
+        raise FileExistsError(
+            f"{self.folder}: holds a finished run of other settings; give another --output or remove it"
+        )
+
+    def _metrics(self, result: Result) -> dict[str, Any]:
+        difference: dict[str, dict[str, Any]] = {}
+        for name, measure in result.trained.minus(result.frozen).items():
+            family, which = name.split(".")
+            difference.setdefault(family, {})[which] = measure.to_dict()
+        return {
+            **result.trained.to_dict(),
+            "frozen": result.frozen.to_dict(),
+            "difference": difference,
+            "fits": [vars(fitted) for fitted in result.fits],
+            "data": {
+                "folder": str(self._dataset.folder),
+                "items": len(self._judgments.items),
+                "judgments": len(self._judgments),
+                "dropped": dict(self._dataset.judgments.cleaning.dropped),
+            },
+            "interrupted": result.interrupted,
+            "seconds": result.seconds,
+            "machine": {"device": str(self._accelerator.device), "system": platform.platform()},
+            "versions": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "numpy")},
+        }
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Set up device and precision: bf16 where `auto` finds a GPU that computes in it.
+
+    Raises:
+        ValueError: several processes, which training does not use yet.
+    """
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    if accelerator.num_processes > 1:
+        raise ValueError(f"training runs in one process, but {accelerator.num_processes} were started")
+    return accelerator
+
+
+def identity_of(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide a run's result, JSON-ready: all but where it is kept and how it is shown."""
+    settings: dict[str, Any] = yaml.safe_load(to_yaml(config))
+    for name in ("output", "resume", "cache", "resamples", "clips"):
+        settings.pop(name)
+    return settings
+
+
+def _same_settings(before: Path, config: TrainConfig) -> bool:
+    earlier = yaml.safe_load(before.read_text(encoding="utf-8"))
+    return all(earlier.get(name) == value for name, value in identity_of(config).items())

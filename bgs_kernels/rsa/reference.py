@@ -1,0 +1,210 @@
+"""The definition of the RSA correlation, in eager PyTorch: which pairs of rows are observed, and how strongly the
+distances of two geometries agree over them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from bgs_kernels.pairwise.reference import BOUNDED_METRICS, ROUNDING, compute_dtype, pairwise_distance
+
+METHODS = ("pearson", "cosine", "spearman")
+
+PRECOMPUTED = "precomputed"
+"""The metric that says that the embeddings are a distance matrix already."""
+
+
+def rsa_correlation(
+    embeddings: torch.Tensor,
+    target: torch.Tensor | None = None,
+    *,
+    target_embeddings: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+    metric: str = "cosine",
+    target_metric: str = "cosine",
+    method: str = "pearson",
+) -> torch.Tensor:
+    """Compute the agreement of every set's geometry with its target: ``correlate`` over the ``observed_pairs``.
+
+    Args:
+        embeddings: (B, N, D), any floating dtype; with the metric "precomputed" (B, N, N) distances, of which those of
+            unobserved pairs are never used.
+        target, target_embeddings, mask, weights, target_metric: as in ``observed_pairs``.
+        metric: one of ``bgs_kernels.pairwise.reference.METRICS``, or "precomputed".
+        method: as in ``correlate``.
+
+    Returns:
+        (B,) in the compute dtype.
+    """
+    dtype = compute_dtype(embeddings.dtype)
+    target, weights = observed_pairs(
+        target,
+        target_embeddings=target_embeddings,
+        mask=mask,
+        weights=weights,
+        target_metric=target_metric,
+        dtype=dtype,
+    )
+    if metric == PRECOMPUTED:
+        distances = torch.where(weights != 0, embeddings.to(dtype), 0.0)
+    else:
+        distances = pairwise_distance(embeddings, metric=metric)
+    return correlate(
+        distances,
+        target,
+        weights,
+        method=method,
+        bounded=metric in BOUNDED_METRICS,
+        target_bounded=target_embeddings is not None and target_metric in BOUNDED_METRICS,
+    )
+
+
+def observed_pairs(
+    target: torch.Tensor | None,
+    *,
+    target_embeddings: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    weights: torch.Tensor | None,
+    lengths: torch.Tensor | None = None,
+    target_metric: str,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Say how far apart the target puts every pair of rows, and with what weight that pair was observed.
+
+    A pair i < j is observed unless its target is NaN, its mask is False, its weight is 0 or one of its rows is padding.
+    The values of unobserved pairs, of the diagonal and of the lower triangle are never used.
+
+    Args:
+        target: (B, N, N) dissimilarities, or None for the distances of ``target_embeddings``, whose NaN are not
+            unobserved but errors, and come out as NaN.
+        target_embeddings: (B, N, E).
+        mask: (B, N, N) bool, True where observed.
+        weights: (B, N, N) non-negative.
+        lengths: (B,) number of rows of each set; the rows after them are padding.
+        target_metric: the distance between target embeddings.
+        dtype: the dtype to answer in.
+
+    Returns:
+        target (B, N, N) and weights (B, N, N), both zero where unobserved.
+    """
+    if target is None:
+        assert target_embeddings is not None
+        target = pairwise_distance(target_embeddings.to(dtype), metric=target_metric)
+        observed = torch.ones_like(target, dtype=torch.bool)
+    else:
+        observed = ~target.isnan()
+    rows = target.shape[-1]
+    observed = observed.triu(1)
+    if mask is not None:
+        observed = observed & mask
+    if lengths is not None:
+        real = torch.arange(rows, device=target.device) < lengths.unsqueeze(-1)
+        observed = observed & (real.unsqueeze(-1) & real.unsqueeze(-2))
+    if weights is not None:
+        observed = observed & (weights != 0)
+    ones = torch.ones((), dtype=dtype, device=target.device)
+    weights = torch.where(observed, ones if weights is None else weights.to(dtype), 0.0)
+    return torch.where(observed, target.to(dtype), 0.0), weights
+
+
+def correlate(
+    distances: torch.Tensor,
+    target: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    method: str = "pearson",
+    bounded: bool = False,
+    target_bounded: bool = False,
+) -> torch.Tensor:
+    r"""Correlate distances with targets over the weighted pairs of every set.
+
+    With :math:`\langle a\rangle = \sum_{i<j} w_{ij} a_{ij} / \sum_{i<j} w_{ij}`, distances d and targets h,
+
+    * pearson: :math:`\langle (d - \langle d\rangle)(h - \langle h\rangle)\rangle` over the product of the standard
+      deviations;
+    * cosine: the same without subtracting the means;
+    * spearman: the Pearson correlation of the ranks that d and h have among the observed pairs, ties sharing their mean
+      rank. Weights only select pairs here: a pair counts fully or, at weight 0, not at all. No gradient.
+
+    r is 0, with zero gradient, where fewer than two pairs are observed or one side does not vary. A side does not vary
+    when the variance of its distances (under "cosine" their mean square) is at most :math:`(\rho s)^2` with
+    :math:`\rho` = ``ROUNDING`` and s the size of what its distances were computed from: their mean or, for metrics that
+    compare unit vectors, 1 if that is larger. Any distance that is not finite makes r NaN, also where its weight
+    is 0.
+
+    Args:
+        distances: (B, N, N).
+        target: (B, N, N), zero where the weight is zero.
+        weights: (B, N, N) non-negative, zero on and below the diagonal.
+        method: one of ``METHODS``.
+        bounded: whether the distances compare unit vectors.
+        target_bounded: whether the targets do.
+
+    Returns:
+        (B,) in the dtype of the distances.
+    """
+    # what the correlation is where it is not defined: 0, or NaN when a distance or an observed target is not finite
+    undefined = 0 * (distances.detach().sum((-2, -1)) + target.sum((-2, -1)))
+    observed = weights != 0
+    if method == "spearman":
+        rows = observed.shape[-1]
+        first, second = torch.triu_indices(rows, rows, offset=1, device=observed.device)
+        distances, target, observed = (
+            each[:, first, second].unsqueeze(1) for each in (distances.detach(), target, observed)
+        )
+        weights = observed.to(distances.dtype)
+
+    centred = method != "cosine"
+    ours, variance, still = _spread(distances, weights, centred=centred, bounded=bounded)
+    theirs, target_variance, target_still = _spread(target, weights, centred=centred, bounded=target_bounded)
+    degenerate = still | target_still | (observed.sum((-2, -1), keepdim=True) < 2)
+    if method == "spearman":
+        weights = weights.double()
+        ours, variance, _ = _spread(_ranks(distances, observed), weights, centred=True, bounded=False)
+        theirs, target_variance, _ = _spread(_ranks(target, observed), weights, centred=True, bounded=False)
+    deviation = torch.where(degenerate, 1.0, variance).sqrt() * torch.where(degenerate, 1.0, target_variance).sqrt()
+    r = torch.where(degenerate, 0.0, _mean(ours * theirs, weights)) / deviation
+    return r.flatten().to(undefined.dtype) + undefined
+
+
+def _mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Average every set with weights, (B, 1, 1); 0 where they sum to 0."""
+    total = weights.sum((-2, -1), keepdim=True)
+    return (weights * values).sum((-2, -1), keepdim=True) / torch.where(total == 0, 1.0, total)
+
+
+def _spread(
+    values: torch.Tensor, weights: torch.Tensor, *, centred: bool, bounded: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Measure how values spread about their mean or, uncentred, about 0.
+
+    Returns:
+        the values from there; their mean square (B, 1, 1); and (B, 1, 1) whether that is mere rounding.
+    """
+    centre = _mean(values, weights)
+    values = values - centre if centred else values
+    variance = _mean(values.square(), weights)
+    size = centre.detach().abs()
+    floor = ROUNDING[values.dtype] * (size.clamp_min(1.0) if bounded else size)
+    return values, variance, variance.detach() <= floor.square()
+
+
+def _ranks(values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+    """Rank the observed values of every set, 1 for the smallest, ties sharing their mean rank.
+
+    Args:
+        values: (B, 1, P).
+        observed: (B, 1, P) bool.
+
+    Returns:
+        (B, 1, P) float64; what stands at unobserved places means nothing.
+    """
+    # unobserved values come after all others, where they change no rank
+    values, order = torch.where(observed, values, float("inf")).sort(dim=-1)
+    places = torch.arange(values.shape[-1], device=values.device).expand_as(values)
+    edge = torch.ones_like(observed[..., :1])
+    step = values[..., 1:] != values[..., :-1]
+    first = torch.where(torch.cat((edge, step), -1), places, 0).cummax(-1).values
+    last = torch.where(torch.cat((step, edge), -1), places, values.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+    return torch.empty_like(values, dtype=torch.float64).scatter_(-1, order, (first + last).double() / 2 + 1)

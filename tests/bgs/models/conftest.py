@@ -1,0 +1,49 @@
+"""What the model tests share: clips and captions to embed, and tiny backbones."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from bgs.models import Backbone, load_backbone
+
+VIDEO = ("vjepa2", "timesformer", "videomae", "clip")
+# Smaller than "tiny": these tests ask whether, not how well.
+SMALL: dict[str, dict[str, Any]] = {
+    "vjepa2": dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, crop_size=32, frames_per_clip=4),
+    "timesformer": dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=32, num_frames=4),
+    "videomae": dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=32, num_frames=4),
+    "clip": dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=32, projection_dim=20),
+    "text": dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48),
+}
+CAPTIONS = [
+    ("two people dance", "a couple turns slowly in a hall"),
+    ("a dog",),
+    ("she hands him the keys", "keys", "a"),
+]
+
+
+@pytest.fixture
+def small() -> Callable[..., Backbone]:
+    """Build a small backbone with random weights, by name."""
+
+    def build(name: str, seed: int = 0, **settings: Any) -> Backbone:
+        if name == "text":
+            pytest.importorskip("sentence_transformers", reason="backbone 'text' needs sentence-transformers")
+        return load_backbone(name, "tiny", seed=seed, **{**SMALL[name], **settings})
+
+    return build
+
+
+@pytest.fixture
+def batch_for() -> Callable[..., Any]:
+    """Make a batch that a backbone can embed: random pixels, or captions."""
+
+    def make(backbone: Backbone, clips: int = 3, seed: int = 0) -> Any:
+        if backbone.preprocess is None:
+            return CAPTIONS[:clips]
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(0, 256, (clips, *backbone.preprocess.shape), dtype=torch.uint8, generator=generator)
+
+    return make

@@ -1,0 +1,48 @@
+"""What the tests of the ops share. A test that takes ``backend`` runs on every backend that can run its module's ``OP``
+here; one that takes ``dtype`` as well, in every dtype that the backend serves. A new backend needs no new test.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bgs_kernels import available_backends
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+SERVED = {"reference": DTYPES}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" not in metafunc.fixturenames:
+        return
+    backends = available_backends(metafunc.module.OP)
+    if "dtype" not in metafunc.fixturenames:
+        metafunc.parametrize("backend", backends)
+        return
+    cases = [(backend, dtype) for backend in backends for dtype in SERVED.get(backend, DTYPES[1:])]
+    ids = [f"{backend}-{str(dtype).removeprefix('torch.')}" for backend, dtype in cases]
+    metafunc.parametrize(("backend", "dtype"), cases, ids=ids)
+
+
+@pytest.fixture(autouse=True)
+def seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same random numbers in every run, and no backend chosen from outside."""
+    torch.manual_seed(0)
+    monkeypatch.delenv("BGS_BACKEND", raising=False)
+
+
+@pytest.fixture
+def random_triplets() -> Callable[..., torch.Tensor]:
+    """Make (..., 3) triplets of three different rows out of ``rows``."""
+
+    def make(*shape: int, rows: int) -> torch.Tensor:
+        return torch.rand(*shape, rows).argsort(-1)[..., :3]
+
+    return make
+
+
+@pytest.fixture
+def tolerance(dtype: torch.dtype) -> float:
+    """How far a result of order 1 may be from exact: inputs are rounded first, so halves are as exact as float32."""
+    return 1e-12 if dtype == torch.float64 else 3e-6

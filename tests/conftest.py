@@ -1,0 +1,21 @@
+"""What every test shares: no network, one thread, and the folder of real human data."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def social_data() -> Path:
+    """The published human data: in `BGS_SOCIAL_DATA`, or in shared/data/social_similarity beside the repository."""
+    default = Path(__file__).parents[2] / "shared/data/social_similarity"
+    folder = Path(os.environ.get("BGS_SOCIAL_DATA", default))
+    if not (folder / "raw/utils/video_mapping.csv").is_file():
+        pytest.skip(f"no human data in {folder}; set BGS_SOCIAL_DATA to the folder that holds raw/ and interim/")
+    return folder
