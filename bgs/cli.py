@@ -36,7 +36,7 @@ def parse_training(arguments: Sequence[str] | None = None) -> TrainConfig:
     asked = parser.parse_args(words)
     preset = PRESETS / f"{preset_for(asked)}.yaml"
     found = parser.parse_args(["--config", str(preset), *words])
-    instantiated = parser.instantiate_classes(found)
+    instantiated = parser.instantiate(found)
     return TrainConfig(**{name: value for name, value in vars(instantiated).items() if name != "config"})
 
 

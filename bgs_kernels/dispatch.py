@@ -163,7 +163,10 @@ def run(op: str, backend: str, tensors: Mapping[str, torch.Tensor | None], **opt
     """
     request = Request({name: tensor for name, tensor in tensors.items() if tensor is not None}, options)
     implementation = _choose(op, backend, request)
-    with torch.autocast(next(iter(request.tensors.values())).device.type, enabled=False):
+    device = next(iter(request.tensors.values())).device.type
+    if not torch.amp.is_autocast_available(device):
+        return implementation(**tensors, **options)
+    with torch.autocast(device, enabled=False):
         return implementation(**tensors, **options)
 
 

@@ -26,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from bgs.cli import to_yaml
 from bgs.config import TrainConfig, with_overrides
 from bgs.data.formats.writing import replacing
-from bgs.data.splits import folds
+from bgs.data.splits import folds, split_items
 from bgs.evaluation.evaluate import Evaluation, Held, evaluate
 from bgs.evaluation.report import write_json
 from bgs.evaluation.saved import RUN_RECORD, pooled_ceiling
@@ -186,7 +186,7 @@ class Run:
         if config.selection.inner_folds:
             choice = choose(config, train, self._inner_fit, label=f"{name}: choosing", progress=self._progress)
             config = replace(with_overrides(config, choice.overrides), epochs=choice.epochs)
-        elif val is None:
+        elif val is None and config.val_share:
             train, val = self._carve(train)
         embedder, embed = self._build(config)
         validation = Validation(self._judgments, train, val, config.selection) if val is not None else None
@@ -223,8 +223,8 @@ class Run:
 
     def _carve(self, train: Rows) -> tuple[Rows, Rows]:
         """Take validation clips from the training clips of a fold."""
-        parts = folds(train, max(2, round(1 / max(self._config.val_share, 1e-9))), self._config.seed)
-        return parts[0]
+        carved = split_items(len(train), val=self._config.val_share, test=0.0, seed=self._config.seed)
+        return train[carved["train"]], train[carved["val"]]
 
     def _build(self, config: TrainConfig) -> tuple[Embedder, Through | Kept]:
         """Make an embedder ready for training, and the way in which it embeds."""

@@ -337,6 +337,12 @@ def test_compiles_without_graph_breaks(judged):
     torch.testing.assert_close(torch.autograd.grad(compiled(x, 0.3), x), torch.autograd.grad(loss(x, 0.3), x))
 
 
+def test_shapes_without_values(judged):
+    x, triplets, target = (each.to("meta") for each in judged(3))
+    terms = hybrid_loss(x, triplets, target, reduction="none", return_terms=True)
+    assert [(term.shape, term.dtype, term.device.type) for term in terms] == [((3,), torch.float32, "meta")] * 4
+
+
 def test_module_is_the_function(backend, judged):
     x, triplets, target = judged()
     module = HybridLoss(alpha=0.5, beta=0.1, triplet="margin", margin=0.4, metric="euclidean", backend=backend)

@@ -1,0 +1,77 @@
+"""The command line: presets, precedence, YAML round trip, errors."""
+
+import pytest
+
+from bgs.cli import parse_training, to_yaml, training_parser
+from bgs.config import TrainConfig, with_overrides
+
+
+def test_no_argument_is_the_demonstration() -> None:
+    config = parse_training([])
+    assert (config.backbone, config.checkpoint, config.tune, config.data) == ("videomae", "tiny", "full", None)
+
+
+def test_video_with_data_is_the_published_recipe() -> None:
+    config = parse_training(["--data", "x", "--backbone", "timesformer"])
+    assert (config.tune, config.lora.rank, config.lora.alpha, config.lora.dropout) == ("lora", 8, 16, 0.1)
+    assert (config.loss.alpha, config.loss.beta, config.loss.beta_growth, config.loss.beta_max) == (0.7, 0.3, 0.1, 0.7)
+    assert (config.head.kind, config.head.dim, config.head.dropout) == ("mlp", 128, 0.3)
+    assert (config.epochs, config.lr, config.selection.patience, config.optim.plateau_patience) == (50, 1e-4, 5, 3)
+    assert config.checkpoint is None
+
+
+def test_command_line_over_file_over_preset(tmp_path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("backbone: text\nlr: 0.5\nloss: {temperature: 0.7}\nseed: 3\n")
+    config = parse_training(["--config", str(file), "--seed", "4", "--batch-clips=40", "--loss.alpha", "0.1"])
+    assert (config.lr, config.loss.temperature, config.seed, config.batch_clips, config.loss.alpha) == (
+        0.5,
+        0.7,
+        4,
+        40,
+        0.1,
+    )
+    assert config.head.init == "identity"  # from the preset of `text`
+
+
+def test_yaml_round_trip(tmp_path) -> None:
+    config = parse_training(["--backbone", "clip", "--data", "x", "--augment.flip", "0.1", "--lora.layers", "last:2"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert parse_training(["--config", str(tmp_path / "config.yaml")]) == config
+
+
+def test_help_explains_every_field() -> None:
+    dotted = {
+        f"--{group}.{name}"
+        for group in ("loss", "optim", "lora", "head")
+        for name in vars(getattr(TrainConfig(), group))
+    }
+    helps = {option: action.help for action in training_parser()._actions for option in action.option_strings}
+    for name in dotted | {f"--{name}" for name in ("data", "clips", "folds", "batch_clips", "resume", "cache")}:
+        assert helps[name], name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "epochs: 0; expected at least 1"),
+        (["--folds", "1"], "folds: 1; expected 0, or at least 2"),
+        (["--mode", "other"], "mode"),
+        (["--loss.temperature", "0"], "loss.temperature: 0.0; expected more than 0"),
+        (["--no.such", "1"], "no.such"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(arguments, message, capsys) -> None:
+    with pytest.raises((SystemExit, ValueError)) as error:
+        parse_training(arguments)
+    assert message in capsys.readouterr().err + str(error.value)
+
+
+def test_candidates_override_by_dotted_name() -> None:
+    config = TrainConfig()
+    changed = with_overrides(config, {"optim.anchor": 0.5, "lr": 1.0, "lora.layers": "last:1"})
+    assert (changed.optim.anchor, changed.lr, changed.lora.layers) == (0.5, 1.0, "last:1")
+    assert config.optim.anchor == 0 and config.lora.layers == "all"
+    for name in ("optim.nothing", "nothing", "seed", "selection.patience"):
+        with pytest.raises(ValueError, match=f"'{name}' is no field that a candidate can set"):
+            with_overrides(config, {name: 1})

