@@ -117,12 +117,14 @@ class SyntheticConfig:
         seed: of the data, apart from the run's own.
         style: `figures` or `shapes`.
         size: pixels per side of a clip.
+        judgments: simulated judgments of training clips.
     """
 
     clips: int = 600
     seed: int = 0
     style: Literal["figures", "shapes"] = "figures"
     size: int = 128
+    judgments: int = 200_000
 
 
 @dataclass(kw_only=True)

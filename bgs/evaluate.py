@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     from rich.console import Console
 
-    from bgs.evaluation.report import table, write_json
+    from bgs.evaluation.report import TABLE_WIDTH, table, write_json
     from bgs.evaluation.saved import evaluate_frozen, evaluate_run
 
     format = None if options.one_indexed is None else FormatConfig(one_indexed=options.one_indexed)
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bgs.evaluate: {error}", file=sys.stderr)
         return 2
     heading = str(options.run or options.backbone)
-    Console(width=110).print(table({heading: found}, f"{options.split} clips"))
+    Console(width=TABLE_WIDTH).print(table({heading: found}, f"{options.split} clips"))
     return 0
 
 

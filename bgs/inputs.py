@@ -26,8 +26,16 @@ def synthetic_folder(config: SyntheticConfig) -> Path:
     """Make the synthetic social animations, unless an earlier run left them in the cache, and return their folder."""
     from bgs.data.synthetic import make_dataset
 
-    name = f"synthetic-{config.style}-{config.clips}-{config.size}px-seed{config.seed}"
-    return make_dataset(default_cache() / name, config.clips, config.seed, config.style, size=config.size)
+    name = f"synthetic-{config.style}-{config.clips}-{config.size}px-seed{config.seed}-{config.judgments}"
+    return make_dataset(
+        default_cache() / name,
+        config.clips,
+        config.seed,
+        config.style,
+        size=config.size,
+        judgments=config.judgments,
+        mixed_judgments=0,
+    )
 
 
 def read_dataset(data: str, format: FormatConfig) -> Dataset:

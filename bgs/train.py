@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from rich.console import Console
 
-    from bgs.evaluation.report import table
+    from bgs.evaluation.report import TABLE_WIDTH, table
     from bgs.training.run import Run
 
     try:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"bgs.train: interrupted; the same command takes it up again from {config.run_folder}", file=sys.stderr)
         return 130
-    console = Console(width=110)
+    console = Console(width=TABLE_WIDTH)
     columns = {"before training": result.frozen, "fine-tuned": result.trained}
     console.print(table(columns, f"{config.backbone}, {config.mode}", compare=("fine-tuned", "before training")))
     console.print(f"{result.folder}: model, metrics and settings; {result.seconds:.0f} s")

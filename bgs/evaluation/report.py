@@ -12,11 +12,14 @@ from rich.table import Table
 from bgs.data.formats.writing import replacing
 from bgs.evaluation.evaluate import Evaluation, Measure
 
+TABLE_WIDTH = 110
+"""Characters that the widest table takes."""
+
 LABELS = {
-    "odd_one_out.three_way": "odd-one-out, three-way",
-    "odd_one_out.two_way": "odd-one-out, two-way",
-    "rsa.pearson": "RSA, Pearson",
-    "rsa.spearman": "RSA, Spearman",
+    "odd_one_out.three_way": "three-way accuracy",
+    "odd_one_out.two_way": "two-way accuracy",
+    "rsa.pearson": "RSA, Pearson r",
+    "rsa.spearman": "RSA, Spearman r",
 }
 
 
@@ -31,13 +34,13 @@ def table(evaluations: Mapping[str, Evaluation], title: str, compare: tuple[str,
     Returns:
         A table with values, 95 % intervals, chance and ceiling.
     """
-    found = Table(title=title, caption="95 % bootstrap intervals over items")
-    found.add_column("measure")
+    found = Table(title=title, caption="95 % bootstrap intervals over items", show_lines=True)
+    found.add_column("measure", no_wrap=True)
     for heading in evaluations:
-        found.add_column(heading, justify="right")
+        found.add_column(heading, justify="right", no_wrap=True)
     difference = evaluations[compare[0]].minus(evaluations[compare[1]]) if compare else {}
     if compare:
-        found.add_column("difference", justify="right")
+        found.add_column("difference", justify="right", no_wrap=True)
     for heading in ("chance", "ceiling", "n"):
         found.add_column(heading, justify="right")
     first = next(iter(evaluations.values()))
@@ -55,7 +58,7 @@ def _cell(measure: Measure, signed: bool = False) -> str:
     sign = "+" if signed else ""
     if measure.value is None:
         return "-"
-    bounds = "" if measure.ci95 is None else f" [{measure.ci95[0]:{sign}.3f}, {measure.ci95[1]:{sign}.3f}]"
+    bounds = "" if measure.ci95 is None else f"\n[{measure.ci95[0]:{sign}.3f}, {measure.ci95[1]:{sign}.3f}]"
     return f"{measure.value:{sign}.3f}{bounds}"
 
 

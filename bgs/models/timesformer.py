@@ -9,7 +9,16 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, TimesformerConfig, TimesformerModel
 
-from bgs.models.video import TINY_FRAMES, TINY_HEADS, TINY_LAYERS, TINY_PATCH, TINY_SIZE, TINY_WIDTH, VideoBackbone
+from bgs.models.video import (
+    TINY_FRAMES,
+    TINY_HEADS,
+    TINY_INIT,
+    TINY_LAYERS,
+    TINY_PATCH,
+    TINY_SIZE,
+    TINY_WIDTH,
+    VideoBackbone,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +45,7 @@ class TimesformerBackbone(VideoBackbone):
             hidden_size=TINY_WIDTH,
             num_hidden_layers=TINY_LAYERS,
             num_attention_heads=TINY_HEADS,
+            initializer_range=TINY_INIT,
             intermediate_size=4 * TINY_WIDTH,
         )
         return TimesformerConfig(**{**fields, **overrides})

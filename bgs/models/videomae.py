@@ -8,7 +8,16 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, VideoMAEConfig, VideoMAEModel
 
-from bgs.models.video import TINY_FRAMES, TINY_HEADS, TINY_LAYERS, TINY_PATCH, TINY_SIZE, TINY_WIDTH, VideoBackbone
+from bgs.models.video import (
+    TINY_FRAMES,
+    TINY_HEADS,
+    TINY_INIT,
+    TINY_LAYERS,
+    TINY_PATCH,
+    TINY_SIZE,
+    TINY_WIDTH,
+    VideoBackbone,
+)
 
 
 class VideoMAEBackbone(VideoBackbone):
@@ -39,6 +48,7 @@ class VideoMAEBackbone(VideoBackbone):
             hidden_size=TINY_WIDTH,
             num_hidden_layers=TINY_LAYERS,
             num_attention_heads=TINY_HEADS,
+            initializer_range=TINY_INIT,
             intermediate_size=4 * TINY_WIDTH,
         )
         return VideoMAEConfig(**{**fields, **overrides})

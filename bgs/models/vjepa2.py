@@ -8,7 +8,16 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, VJEPA2Config, VJEPA2Model
 
-from bgs.models.video import TINY_FRAMES, TINY_HEADS, TINY_LAYERS, TINY_PATCH, TINY_SIZE, TINY_WIDTH, VideoBackbone
+from bgs.models.video import (
+    TINY_FRAMES,
+    TINY_HEADS,
+    TINY_INIT,
+    TINY_LAYERS,
+    TINY_PATCH,
+    TINY_SIZE,
+    TINY_WIDTH,
+    VideoBackbone,
+)
 
 
 class VJEPA2Backbone(VideoBackbone):
@@ -33,6 +42,7 @@ class VJEPA2Backbone(VideoBackbone):
             hidden_size=TINY_WIDTH,
             num_hidden_layers=TINY_LAYERS,
             num_attention_heads=TINY_HEADS,
+            initializer_range=TINY_INIT,
             # The predictor is dropped: as small as the class allows.
             pred_hidden_size=12,
             pred_num_attention_heads=1,

@@ -48,7 +48,7 @@ class Fitted:
         best_epoch: epochs after which the kept weights stood.
         best_score: their validation score; None without validation.
         scores: validation score after each epoch.
-        history: means of the loss terms of each epoch, and clips per second.
+        history: means of the loss terms of each epoch, as far as they are defined, and clips per second.
         stopped: `finished`, `patience` or `interrupted`.
         seconds: wall-clock time.
     """
@@ -174,11 +174,7 @@ class Fit:
             shown = dict(zip(TERMS, sums[-1], strict=True))
             speed = sum(map(len, batches[: number + 1])) / max(time.monotonic() - begun, 1e-9)
             bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()} | {"clips/s": f"{speed:.0f}"})
-        table = np.array(sums)
-        known = np.isfinite(table)
-        means = np.where(known, table, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-        means[~known.any(axis=0)] = np.nan
-        record = dict(zip(TERMS, means.tolist(), strict=True))
+        record = {name: value for name, value in zip(TERMS, _known_means(sums), strict=True) if math.isfinite(value)}
         record["clips_per_second"] = len(self._train) / max(time.monotonic() - begun, 1e-9)
         fitted.history.append(record)
         fitted.epochs += 1
@@ -259,6 +255,13 @@ class Fit:
             self._log.add_scalar(
                 f"validation/{self._config.selection.criterion}", *(self.fitted.scores[-1:] + [self.fitted.epochs])
             )
+
+
+def _known_means(rows: list[list[float]]) -> list[float]:
+    """Mean of each column over the rows in which it is defined: a batch may hold no judgment, and so no accuracy."""
+    columns = zip(*rows, strict=True)
+    known = [[value for value in column if math.isfinite(value)] for column in columns]
+    return [sum(values) / len(values) if values else math.nan for values in known]
 
 
 def _parameter_groups(embedder: Embedder, config: TrainConfig) -> list[dict[str, Any]]:
