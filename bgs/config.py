@@ -156,6 +156,7 @@ class TrainConfig:
         clips: folder of the video files; null for `clips` inside the data folder. Not needed for `text`.
         backbone: what is fine-tuned.
         checkpoint: hub id or folder; `tiny` for a small random one; null for the published default.
+        tiny: fields of the model's configuration to set where the checkpoint is `tiny`, such as `{patch_size: 8}`.
         mode: `hybrid`, or one of its two terms alone.
         triplet: form of the triplet term: three-way `softmax`, or the published `margin`.
         folds: cross-validation over clips with this many folds; 0 holds out one test split.
@@ -188,6 +189,7 @@ class TrainConfig:
     clips: str | None = None
     backbone: BackboneName = "videomae"
     checkpoint: str | None = None
+    tiny: dict[str, Any] = field(default_factory=dict)
     mode: Mode = "hybrid"
     triplet: TripletForm = "softmax"
     folds: int = 0

@@ -245,7 +245,10 @@ class Run:
 
     def _load_backbone(self) -> Backbone:
         config = self._config
-        backbone = load_backbone(config.backbone, config.checkpoint, seed=config.seed, frames=config.frames)
+        overrides = config.tiny if config.checkpoint == "tiny" and config.backbone != "text" else {}
+        backbone = load_backbone(
+            config.backbone, config.checkpoint, seed=config.seed, frames=config.frames, **overrides
+        )
         return backbone.to(self._accelerator.device)
 
     def _hold(self, embedder: Embedder, rows: Rows) -> Held:

@@ -62,8 +62,8 @@ def settings(data: Path, output: Path, *more: str) -> TrainConfig:
 @pytest.mark.parametrize("tune", ["lora", "full"])
 def test_every_backbone_trains_from_the_command_line(backbone: str, tune: str, small: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = ["--data", str(small), "--backbone", backbone, "--checkpoint", "tiny", "--tune", tune, "--epochs", "1"]
-    words += ["--gradient-checkpointing", "true", "--output", str(run), "--resamples", "10"]
+    words = ["--data", str(small), "--backbone", backbone, "--checkpoint", "tiny", "--tiny", "{}", "--tune", tune]
+    words += ["--epochs", "1", "--gradient-checkpointing", "true", "--output", str(run), "--resamples", "10"]
     assert train_command.main(words) == 0
     metrics = json.loads((run / "metrics.json").read_text())
     assert 0 <= metrics["odd_one_out"]["three_way"]["value"] <= 1
@@ -74,12 +74,10 @@ def test_every_backbone_trains_from_the_command_line(backbone: str, tune: str, s
 
 
 def test_training_fits_its_clips(small: Path, tmp_path: Path) -> None:
-    result = Run(
-        settings(small, tmp_path / "run", "--epochs", "12", "--augment", "null", "--val-share", "0"), progress=False
-    ).execute()
-    history = result.fits[0].history
-    assert history[-1]["accuracy"] > history[0]["accuracy"] + 0.1
-    assert history[-1]["rsa"] > history[0]["rsa"] + 0.2
+    more = ["--epochs", "20", "--batch-clips", "32", "--augment", "null", "--val-share", "0"]
+    history = Run(settings(small, tmp_path / "run", *more), progress=False).execute().fits[0].history
+    assert history[0]["accuracy"] < 0.4 < 0.45 < history[-1]["accuracy"]
+    assert history[-1]["rsa"] > history[0]["rsa"] + 0.3
 
 
 def test_a_seed_gives_the_same_run_bit_for_bit(small: Path, tmp_path: Path) -> None:
