@@ -43,19 +43,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 def settings(data: Path, output: Path, *more: str) -> TrainConfig:
-    words = [
-        "--data",
-        str(data),
-        "--checkpoint",
-        "tiny",
-        "--output",
-        str(output),
-        "--epochs",
-        "2",
-        "--batch-clips",
-        "12",
-    ]
-    return parse_training([*words, "--resamples", "20", *more])
+    words = ["--data", str(data), "--checkpoint", "tiny", "--tiny", "{}", "--output", str(output)]
+    return parse_training([*words, "--epochs", "2", "--batch-clips", "12", "--resamples", "20", *more])
 
 
 @pytest.mark.parametrize("backbone", ["vjepa2", "timesformer", "videomae", "clip"])
