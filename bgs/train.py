@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 
 
@@ -12,7 +13,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bgs.cli import parse_training
 
     config = parse_training(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("bgs").setLevel(logging.INFO)
+    # peft asks transformers for this under its old name; nothing that a user of ours could change.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     from rich.console import Console
 
     from bgs.evaluation.report import TABLE_WIDTH, table

@@ -1,7 +1,8 @@
 """A training run from its configuration to its folder: data, fits, evaluation on held-out clips, and what is saved.
 
 A run's folder holds `model/` (the embedder), `config.yaml`, `metrics.json`, `run.json` (which clips were trained on and
-which held out) and `tensorboard/`; under cross-validation also `fold-K/model/` for each fold.
+which held out), `training.png`, `geometry.png` (of the first fold) and `tensorboard/`; under cross-validation also
+`fold-K/model/` for each fold.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bgs.config import TrainConfig, with_overrides
 from bgs.data.formats.writing import replacing
 from bgs.data.splits import folds, split_items
 from bgs.evaluation.evaluate import Evaluation, Held, evaluate
+from bgs.evaluation.plots import plot_geometry, plot_training
 from bgs.evaluation.report import write_json
 from bgs.evaluation.saved import RUN_RECORD, pooled_ceiling
 from bgs.inputs import read_dataset, splits_of, stimuli_of, synthetic_folder
@@ -107,8 +109,12 @@ class Run:
         self._stimuli = stimuli_of(
             self._dataset, self._judgments.items, first.preprocess, config.clips, config.cache, config.min_clip
         )
-        self._frozen = frozen_features(Embedder(first), self._stimuli, np.arange(len(used)), progress)
-        self._shared: Backbone | None = first
+        # A frozen encoder's features serve every fit; otherwise only the held-out clips are compared before training.
+        candidates = [with_overrides(config, overrides) for overrides in config.selection.candidates]
+        keep = any(map(encoder_is_fixed, [config, *candidates]))
+        needed = np.arange(len(used)) if keep or config.folds else self._splits.get("test", np.arange(0))
+        self._frozen = frozen_features(Embedder(first), self._stimuli, needed, progress)
+        self._shared: Backbone | None = first if keep else None
 
     def execute(self) -> Result:
         """Train, evaluate and save.
@@ -140,7 +146,10 @@ class Run:
         )
         write_json(self.folder / RUN_RECORD, {"format": FORMAT, **record})
         write_json(self.folder / "metrics.json", self._metrics(result))
-        shutil.rmtree(self.folder / "state", ignore_errors=True)
+        plot_training(self.folder / "training.png", [vars(fitted) for fitted in fits], self._config.selection.criterion)
+        plot_geometry(self.folder / "geometry.png", parts[0], {"before training": frozen[0], "fine-tuned": parts[0]})
+        if not result.interrupted:
+            shutil.rmtree(self.folder / "state", ignore_errors=True)
         return result
 
     def _hold_out(self) -> tuple[list[tuple[Rows, Held]], list[Fitted], dict[str, Any]]:
@@ -148,8 +157,8 @@ class Run:
         splits = self._splits
         if "test" not in splits or not len(self._judgments.among(splits["test"])):
             raise ValueError(f"data: no judgment shows three of the {len(splits.get('test', []))} held-out clips")
-        embedder, fitted, choice = self._train(splits["train"], splits.get("val"), "model")
-        held = self._hold(embedder, splits["test"])
+        embedder, fitted, choice, fixed = self._train(splits["train"], splits.get("val"), "model")
+        held = self._hold(embedder, splits["test"], fixed)
         names = {name: self._names(rows) for name, rows in splits.items()}
         record: dict[str, Any] = {"splits": names, "choice": choice.to_dict() if choice else None}
         return [(splits["test"], held)], [fitted], record
@@ -162,21 +171,25 @@ class Run:
         for number, (rows, held_out) in enumerate(folds(train, config.folds, config.seed)):
             if not len(self._judgments.among(held_out)):
                 raise ValueError(f"folds: no judgment shows three of the {len(held_out)} clips of fold {number}")
-            embedder, fitted, choice = self._train(rows, None, f"fold-{number}/model")
+            embedder, fitted, choice, fixed = self._train(rows, None, f"fold-{number}/model")
             if fitted.stopped == "interrupted":
                 raise Interrupted
-            held.append((held_out, self._hold(embedder, held_out)))
+            held.append((held_out, self._hold(embedder, held_out, fixed)))
             fits.append(fitted)
             fold = {"train": self._names(rows), "held_out": self._names(held_out)}
             records.append(fold | {"choice": choice.to_dict() if choice else None})
-        _, fitted, choice = self._train(train, None, "model")
+        _, fitted, choice, _ = self._train(train, None, "model")
         if fitted.stopped == "interrupted":
             raise Interrupted
         record = {"splits": {"train": self._names(train)}, "choice": choice.to_dict() if choice else None}
         return held, fits, record | {"folds": records}
 
-    def _train(self, train: Rows, val: Rows | None, name: str) -> tuple[Embedder, Fitted, Choice | None]:
-        """Choose settings if asked to, fit, and save as `name`; an already finished fit is loaded instead."""
+    def _train(self, train: Rows, val: Rows | None, name: str) -> tuple[Embedder, Fitted, Choice | None, bool]:
+        """Choose settings if asked to, fit, and save as `name`; an already finished fit is loaded instead.
+
+        Returns:
+            The embedder, what its fit came to, what was chosen, and whether its encoder is the frozen one.
+        """
         target = self.folder / name
         record = target.parent / f"{target.name}.json"
         identity = self._identity(train, val)
@@ -211,7 +224,7 @@ class Run:
         if fitted.stopped != "interrupted":
             content = {"identity": identity, "fitted": vars(fitted), "choice": choice.to_dict() if choice else None}
             write_json(record, content)
-        return embedder, fitted, choice
+        return embedder, fitted, choice, encoder_is_fixed(config)
 
     def _inner_fit(self, config: TrainConfig, train: Rows, val: Rows, label: str) -> Fitted:
         embedder, embed = self._build(config)
@@ -229,7 +242,7 @@ class Run:
     def _build(self, config: TrainConfig) -> tuple[Embedder, Through | Kept]:
         """Make an embedder ready for training, and the way in which it embeds."""
         torch.manual_seed(config.seed)
-        fixed = config.tune == "head" and config.augment is None
+        fixed = encoder_is_fixed(config)
         backbone = self._shared if fixed and self._shared is not None else self._load_backbone()
         if config.tune == "lora":
             apply_lora(backbone, config.lora)
@@ -251,9 +264,8 @@ class Run:
         )
         return backbone.to(self._accelerator.device)
 
-    def _hold(self, embedder: Embedder, rows: Rows) -> Held:
-        """Embed held-out clips exactly as the saved model does."""
-        fixed = self._config.tune == "head" and self._config.augment is None
+    def _hold(self, embedder: Embedder, rows: Rows, fixed: bool) -> Held:
+        """Embed held-out clips, from the features that are kept where the encoder is the frozen one."""
         embed = Kept(embedder, self._frozen) if fixed else Through(embedder, self._stimuli, self._config)
         embedder.eval()
         with torch.no_grad():
@@ -274,7 +286,7 @@ class Run:
 
     def _finished(
         self, target: Path, record: Path, identity: dict[str, Any]
-    ) -> tuple[Embedder, Fitted, Choice | None] | None:
+    ) -> tuple[Embedder, Fitted, Choice | None, bool] | None:
         if not record.is_file() or not target.is_dir():
             return None
         found = json.loads(record.read_text(encoding="utf-8"))
@@ -282,7 +294,9 @@ class Run:
             return None
         logger.info("%s: finished earlier, taken up", target)
         choice = Choice(**found["choice"]) if found["choice"] else None
-        return Embedder.load(target).to(self._accelerator.device), Fitted(**found["fitted"]), choice
+        config = with_overrides(self._config, choice.overrides) if choice else self._config
+        embedder = Embedder.load(target).to(self._accelerator.device)
+        return embedder, Fitted(**found["fitted"]), choice, encoder_is_fixed(config)
 
     def _check_folder(self, config: TrainConfig) -> None:
         """Refuse to write over a finished run of other settings."""
@@ -316,6 +330,11 @@ class Run:
             "machine": {"device": str(self._accelerator.device), "system": platform.platform()},
             "versions": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "numpy")},
         }
+
+
+def encoder_is_fixed(config: TrainConfig) -> bool:
+    """Tell whether training leaves every clip's encoder embedding as it is, so that it can be computed once."""
+    return config.tune == "head" and (config.augment is None or config.backbone == "text")
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:

@@ -52,8 +52,15 @@ class Validation:
         return len(self._triplets)
 
     def score(self, embeddings: Tensor) -> float:
-        """Score embeddings (n, D) of `rows`, in order; larger is better, NaN for embeddings that are not finite."""
+        """Score the embeddings (n, D) of `rows`, in order; larger is better.
+
+        Raises:
+            FloatingPointError: an embedding is not finite.
+        """
+        if not embeddings.isfinite().all():
+            raise FloatingPointError("embeddings of validation clips are not finite; try a lower lr or precision fp32")
         similarity = cosine_similarity(embeddings)
         if self._criterion == "spearman":
-            return float(correlate(1 - similarity[self._pairs], self._human, method="spearman")[0])
+            found = correlate(1 - similarity[self._pairs], self._human, method="spearman")[0]
+            return float(np.nan_to_num(found))  # undefined for a collapsed embedding, which agrees with nobody
         return float(score_judgments(similarity, self._triplets).three_way.mean())

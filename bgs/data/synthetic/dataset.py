@@ -203,7 +203,7 @@ def _video_name(clip: int) -> str:
 def _render_all(folder: Path, scenarios: Sequence[Scenario], settings: Settings, workers: int, progress: bool) -> None:
     folder.mkdir()
     work = partial(_render_clip, folder=folder, settings=settings)
-    bar = partial(tqdm, total=len(scenarios), desc="rendering clips", unit="clip", disable=not progress)
+    bar = partial(tqdm, total=len(scenarios), desc="rendering clips", unit="clip", disable=None if progress else True)
     if workers == 1:
         for clip, scenario in enumerate(bar(scenarios)):
             work(clip, scenario)
