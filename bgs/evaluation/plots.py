@@ -54,13 +54,15 @@ def plot_training(path: str | Path, fits: Sequence[Mapping[str, Any]], criterion
         fits: `history` and `scores` of each fit, as in metrics.json; the first few are drawn.
         criterion: what the scores are.
     """
-    panels = {"loss": "loss", "triplet": "triplet term", "rsa": "correlation with people", "scores": criterion}
+    panels = {"loss": "training loss", "triplet": "training triplet term", "rsa": "training correlation with people"}
+    if any(fit["scores"] for fit in fits):
+        panels["scores"] = f"validation {criterion}"
     figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
-    for axis, (name, label) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    for axis, (name, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for number, fit in enumerate(fits[:MAX_CURVES]):
             values = fit["scores"] if name == "scores" else [epoch.get(name, np.nan) for epoch in fit["history"]]
             axis.plot(np.arange(1, len(values) + 1), values, label=f"fold {number}" if len(fits) > 1 else None)
-        axis.set(xlabel="epoch", title=f"validation {label}" if name == "scores" else f"training {label}")
+        axis.set(xlabel="epoch", title=title)
         axis.grid(alpha=0.3)
     if len(fits) > 1:
         figure.axes[0].legend(fontsize="small")
