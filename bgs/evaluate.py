@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if options.output is not None:
             write_json(options.output, found.to_dict())
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"bgs.evaluate: {error}", file=sys.stderr)
         return 2
     heading = str(options.run or options.backbone)

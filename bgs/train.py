@@ -12,7 +12,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     from bgs.cli import parse_training
 
-    config = parse_training(arguments)
+    try:
+        config = parse_training(arguments)
+    except ValueError as error:
+        print(f"bgs.train: {error}", file=sys.stderr)
+        return 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("bgs").setLevel(logging.INFO)
     # peft asks transformers for this under its old name; nothing that a user of ours could change.
@@ -24,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         result = Run(config).execute()
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"bgs.train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

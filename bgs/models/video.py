@@ -89,6 +89,8 @@ class VideoBackbone(Backbone):
 
     @classmethod
     def from_tiny(cls, seed: int, overrides: Mapping[str, Any], *, frames: int | None = None) -> Self:
+        if unknown := [name for name in overrides if not hasattr(cls.tiny_config({}), name)]:
+            raise ValueError(f"tiny: a configuration of {cls.name} has no {', '.join(unknown)}")
         config = cls.tiny_config(overrides)
         with preserved_rng(seed):
             encoder = cls.model_class(config)

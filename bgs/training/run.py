@@ -7,8 +7,10 @@ which held out), `training.png`, `geometry.png` (of the first fold) and `tensorb
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 import platform
 import shutil
 import time
@@ -85,9 +87,10 @@ class Run:
         self._begun = time.monotonic()
         self._progress = progress
         self.folder = config.run_folder
+        self._check_place()
         if config.data is None:
             config = replace(config, data=str(synthetic_folder(config.synthetic)))
-        self._check_folder(config)
+        self._check_earlier(config)
         self._config = config
         self._dataset = read_dataset(str(config.data), config.format)
         self._splits = splits_of(
@@ -279,7 +282,7 @@ class Run:
         """What has to be the same for the work of an earlier start to be taken up."""
         return {
             "config": identity_of(self._config),
-            "judgments": len(self._judgments),
+            "judgments": hashlib.sha256(np.ascontiguousarray(self._judgments.triplets).tobytes()).hexdigest(),
             "train": self._names(train),
             "val": None if val is None else self._names(val),
         }
@@ -298,7 +301,14 @@ class Run:
         embedder = Embedder.load(target).to(self._accelerator.device)
         return embedder, Fitted(**found["fitted"]), choice, encoder_is_fixed(config)
 
-    def _check_folder(self, config: TrainConfig) -> None:
+    def _check_place(self) -> None:
+        """Refuse an output folder that cannot be made, before any work is done for it."""
+        wanted = self.folder.absolute()
+        there = next(place for place in (wanted, *wanted.parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ValueError(f"output: {self.folder} cannot be made: {there} is not a folder that can be written to")
+
+    def _check_earlier(self, config: TrainConfig) -> None:
         """Refuse to write over a finished run of other settings."""
         before = self.folder / "config.yaml"
         if not (self.folder / "metrics.json").is_file() or not before.is_file():

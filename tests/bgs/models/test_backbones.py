@@ -111,3 +111,8 @@ def test_checkpointing_changes_memory_not_gradients(name, small, batch_for):
         torch.testing.assert_close(recomputed[key], gradient, atol=1e-6, rtol=1e-5)
     assert recomputed_kept < 0.5 * plain_kept
     assert plain_kept_again == plain_kept
+
+
+def test_tiny_refuses_fields_that_a_configuration_lacks() -> None:
+    with pytest.raises(ValueError, match="a configuration of videomae has no patchsize"):
+        load_backbone("videomae", "tiny", patchsize=8)

@@ -223,3 +223,31 @@ def test_frozen_text_encoder_on_human_judgments(social_data: Path, tmp_path: Pat
     assert found["three_way"]["n"] == 24096
     assert found["three_way"]["ceiling"]["upper"] == pytest.approx(0.768, abs=0.001)
     assert np.isfinite(found["three_way"]["ci95"]).all()
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused_first(small: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file/run"):
+        assert train_command.main(["--data", "nowhere", "--output", str(output)]) == 2
+        assert f"output: {output} cannot be made: {tmp_path / 'file'} is not a folder" in capsys.readouterr().err
+
+
+def test_a_bad_setting_is_one_line_and_not_a_traceback(capsys) -> None:
+    assert train_command.main(["--head.dropout", "1.5"]) == 2
+    assert capsys.readouterr().err == "bgs.train: head.dropout: 1.5; expected a probability in [0, 1)\n"
+
+
+def test_a_finished_fit_of_other_judgments_is_not_taken_up(small: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(small, data)
+    config = settings(data, tmp_path / "run", "--epochs", "1")
+    first = Run(config, progress=False).execute()
+    table = data / "interim/similarity/train_triplets.csv"
+    lines = table.read_text().splitlines()
+    fields = lines[1].split(",")
+    header = lines[0].split(",")
+    stimuli = [fields[header.index(f"stim{number}_name")] for number in (1, 2, 3)]
+    fields[header.index("choice")] = next(name for name in stimuli if name != fields[header.index("choice")])
+    table.write_text("\n".join([lines[0], ",".join(fields), *lines[2:]]) + "\n")
+    again = Run(config, progress=False).execute()
+    assert again.fits[0].seconds != first.fits[0].seconds
