@@ -106,8 +106,8 @@ def stimuli_of(
 
     folder = Path(clips) if clips is not None else dataset.folder / "clips"
     if not folder.is_dir():
-        given = "--clips" if clips is not None else "no --clips was given, and the data"
-        raise FileNotFoundError(f"clips: {given} names no folder {folder}")
+        given = "" if clips is not None else "no --clips was given, and there is "
+        raise FileNotFoundError(f"clips: {given}no folder {folder}")
     if min_clip is not None:
         preprocess = replace(preprocess, min_duration=min_clip)
     found = ClipSet(find_clips(folder, items), preprocess, cache if cache is not None else default_cache() / "clips")
