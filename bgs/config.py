@@ -6,6 +6,7 @@ what comes before; what resulted is written into the run's folder.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -48,12 +49,9 @@ class LossConfig:
     pair_weights: Literal["equal", "counts"] = "equal"
 
     def __post_init__(self) -> None:
-        for name in ("temperature",):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"loss.{name}: {getattr(self, name)}; expected more than 0")
-        for name in ("alpha", "beta", "beta_growth", "beta_max", "margin"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"loss.{name}: {getattr(self, name)}; expected at least 0")
+        if self.temperature <= 0:
+            raise ValueError(f"loss.temperature: {self.temperature}; expected more than 0")
+        _check_at_least("loss", self, {"alpha": 0, "beta": 0, "beta_growth": 0, "beta_max": 0, "margin": 0})
 
 
 @dataclass(kw_only=True)
@@ -66,7 +64,7 @@ class OptimConfig:
         anchor: weight of the squared distance of the head's weights from where they started, added to the loss; holds
             an `identity` head near the frozen encoder.
         schedule: `constant`, `cosine` (to zero over all epochs), or `plateau`: multiplied by `plateau_factor` when
-            validation has not improved for `plateau_patience` epochs.
+            validation has not improved for more than `plateau_patience` epochs.
         warmup: share of all steps over which the learning rate rises from zero.
         plateau_factor: see `schedule`.
         plateau_patience: see `schedule`.
@@ -85,6 +83,13 @@ class OptimConfig:
     clip_norm: float = 1.0
     micro_clips: int = 0
 
+    def __post_init__(self) -> None:
+        least = dict.fromkeys(("weight_decay", "anchor", "plateau_patience", "clip_norm", "micro_clips"), 0)
+        _check_at_least("optim", self, least if self.head_lr is None else least | {"head_lr": 0})
+        for name in ("warmup", "plateau_factor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"optim.{name}: {getattr(self, name)}; expected a number from 0 to 1")
+
 
 @dataclass(kw_only=True)
 class SelectionConfig:
@@ -98,7 +103,8 @@ class SelectionConfig:
         inner_folds: 0: one validation split stops training and the best epoch is kept. K: the number of epochs, and
             the best of `candidates`, are chosen by K-fold cross-validation over the training clips, and the model is
             then trained on all of them.
-        candidates: settings to choose from, each a mapping of dotted names to values that override the rest.
+        candidates: settings to choose from, each a mapping of dotted names to values that override the rest; of the
+            recipe only, since data, backbone and precision are the run's.
     """
 
     criterion: Criterion = "three_way"
@@ -106,6 +112,11 @@ class SelectionConfig:
     patience: int = 5
     inner_folds: int = 0
     candidates: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_at_least("selection", self, {"patience": 0})
+        if self.inner_folds == 1 or self.inner_folds < 0:
+            raise ValueError(f"selection.inner_folds: {self.inner_folds}; expected 0, or at least 2")
 
 
 @dataclass(kw_only=True)
@@ -226,7 +237,7 @@ class TrainConfig:
         if self.lr <= 0:
             raise ValueError(f"lr: {self.lr}; expected more than 0")
         for override in self.selection.candidates:
-            with_overrides(self, override, check_only=True)
+            with_overrides(self, override)
 
     @property
     def run_folder(self) -> Path:
@@ -234,8 +245,12 @@ class TrainConfig:
         return Path(self.output or f"runs/{self.backbone}-{self.mode}-seed{self.seed}")
 
 
-def with_overrides(config: TrainConfig, overrides: dict[str, Any], check_only: bool = False) -> TrainConfig:
-    """Return a copy of a configuration with some fields, by dotted name, set to other values.
+_CANDIDATE_FIELDS = ("mode", "triplet", "epochs", "batch_clips", "lr", "tune", "gradient_checkpointing")
+_CANDIDATE_GROUPS = ("augment", "head", "lora", "loss", "optim")
+
+
+def with_overrides(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
+    """Return a copy of a configuration, without candidates, with some fields, by dotted name, set to other values.
 
     Raises:
         ValueError: there is no field of that name, or its value is refused.
@@ -243,15 +258,17 @@ def with_overrides(config: TrainConfig, overrides: dict[str, Any], check_only: b
     changed: dict[str, Any] = {item.name: getattr(config, item.name) for item in fields(config)}
     for name, value in overrides.items():
         first, _, rest = name.partition(".")
-        if first not in changed or first in ("selection", "data", "output", "folds", "seed"):
-            raise ValueError(f"selection.candidates: {name!r} is no field that a candidate can set")
-        if rest:
-            group = changed[first]
-            if not is_dataclass(group) or isinstance(group, type) or rest not in {item.name for item in fields(group)}:
-                raise ValueError(f"selection.candidates: {name!r} is no field that a candidate can set")
+        group = changed[first] if first in _CANDIDATE_GROUPS else None
+        if is_dataclass(group) and not isinstance(group, type) and rest in {item.name for item in fields(group)}:
             changed[first] = replace(group, **{rest: value})
+        elif name in _CANDIDATE_FIELDS or (name == "augment" and value is None):
+            changed[name] = value
         else:
-            changed[first] = value
-    if check_only:
-        return config
+            raise ValueError(f"selection.candidates: {name!r} is no field that a candidate can set")
     return TrainConfig(**changed | {"selection": replace(config.selection, candidates=[])})
+
+
+def _check_at_least(group: str, config: Any, least: Mapping[str, float]) -> None:
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            raise ValueError(f"{group}.{name}: {getattr(config, name)}; expected at least {bound:g}")

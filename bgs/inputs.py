@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -59,14 +61,15 @@ def splits_of(dataset: Dataset, val_share: float, test_share: float, seed: int) 
         test_share: the same for test.
         seed: of what is carved.
     """
-    usable = {}
+    shares, usable = {"val": val_share, "test": test_share}, {}
     for name, rows in dataset.splits.items():
         if name == "train" or len(dataset.judgments.among(rows)):
             usable[name] = rows
         else:
             logger.warning(
-                "%s: the %s split has %d items but no judgment among them; a %s split is taken from the training items",
-                *(dataset.folder, name, len(rows), name),
+                "%s: the %s split has %d items but no judgment among them; %s",
+                *(dataset.folder, name, len(rows)),
+                f"a {name} split is taken from the training items" if shares[name] else "it is left out",
             )
     return resolve_splits(replace(dataset, splits=usable), val_share=val_share, test_share=test_share, seed=seed)
 
@@ -113,6 +116,20 @@ def stimuli_of(
     found = ClipSet(find_clips(folder, items), preprocess, cache if cache is not None else default_cache() / "clips")
     found.prepare()
     return found
+
+
+def stimuli_digest(stimuli: Stimuli) -> str:
+    """Digest of all that an encoder is given: the content of the video files and how they become input, or captions."""
+    from bgs.data.cache import content_hash
+    from bgs.data.clips import ClipSet
+
+    content: object
+    if isinstance(stimuli, ClipSet):
+        files = [content_hash(path) for path in stimuli.paths]
+        content = {"files": files, "decoder": stimuli.decoder, "preprocess": stimuli.preprocess.to_dict()}
+    else:
+        content = stimuli.batch(range(len(stimuli)))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def known_ceiling(dataset: Dataset, judgments: Judgments) -> dict[str, dict[str, float]]:

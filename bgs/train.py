@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     columns = {"before training": result.frozen, "fine-tuned": result.trained}
     console.print(table(columns, f"{config.backbone}, {config.mode}", compare=("fine-tuned", "before training")))
     console.print(f"{result.folder}: model, metrics and settings; {result.seconds:.0f} s")
+    if result.interrupted:
+        print("bgs.train: interrupted; this is the best so far, and the same command goes on", file=sys.stderr)
     return 130 if result.interrupted else 0
 
 

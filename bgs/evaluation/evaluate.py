@@ -20,6 +20,11 @@ from bgs.evaluation.rsa import Method, correlate
 
 RESAMPLES = 1000
 
+WEIGHTS_AT_A_TIME = 2**24
+"""Pair weights held at a time while correlations are resampled: 128 MiB. There are resamples x pairs of them,
+14 GB for the 1,854 objects of THINGS.
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class Held:
@@ -177,9 +182,12 @@ def evaluate(
                 continue
             values.append(correlate(model, human, method=method)[0])
             shares.append(len(model))
-            weights = drawn[:, rows[0]] * drawn[:, rows[1]]
-            size = weights.sum(axis=1)
-            again += np.stack([correlate(model, human, weights, method) * size, size])
+            step = max(1, WEIGHTS_AT_A_TIME // len(model))
+            for start in range(0, resamples, step):
+                some = drawn[start : start + step]
+                weights = some[:, rows[0]] * some[:, rows[1]]
+                size = weights.sum(axis=1)
+                again[:, start : start + step] += np.stack([correlate(model, human, weights, method) * size, size])
         with np.errstate(invalid="ignore"):
             resampled[name] = again[0] / again[1]
         value = _defined(np.average(values, weights=shares)) if values else None

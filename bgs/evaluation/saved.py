@@ -45,7 +45,7 @@ def evaluate_run(
             is each fold's held-out clips under the fold's own model, pooled. `all`: every clip of the data.
         clips: folder of the video files; None for the run's, or `clips` in the data folder.
         cache: folder for decoded clips; None for the default one.
-        format: how a table of judgments is read; None for the run's way.
+        format: how a table of judgments is read; what it leaves open, or None, is as in the run.
         resamples: bootstrap draws.
         seed: of the draws.
 
@@ -59,7 +59,8 @@ def evaluate_run(
     record: dict[str, Any] = json.loads(record_file.read_text(encoding="utf-8"))
     settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     same_data = data is None or data == settings["data"]
-    dataset = read_dataset(data or settings["data"], format or FormatConfig(**settings["format"]))
+    given = {name: value for name, value in vars(format or FormatConfig()).items() if value is not None}
+    dataset = read_dataset(data or settings["data"], FormatConfig(**settings["format"] | given))
     clips = clips if clips is not None else (settings["clips"] if same_data else None)
     sets: list[tuple[Path, NDArray[np.int64]]]
     if split == "all":
@@ -79,7 +80,7 @@ def evaluate_run(
     held = []
     for folder, rows in sets:
         embedder = Embedder.load(folder)
-        held.append(hold(embedder, dataset, rows, clips=clips, cache=cache))
+        held.append(hold(embedder, dataset, rows, clips=clips, cache=cache, min_clip=settings["min_clip"]))
     return _finish(dataset, held, resamples, seed)
 
 
@@ -131,6 +132,7 @@ def hold(
     *,
     clips: str | None = None,
     cache: str | None = None,
+    min_clip: float | None = None,
 ) -> Held:
     """Embed those of some items that judgments are about.
 
@@ -140,6 +142,7 @@ def hold(
         rows: items; of those without a judgment nothing needs to be known, so they are left out.
         clips: as in `evaluate_run`.
         cache: as in `evaluate_run`.
+        min_clip: a clip shorter than this is refused, seconds; None for what the embedder's preprocessing says.
 
     Raises:
         ValueError: no judgment shows three of the items.
@@ -150,7 +153,7 @@ def hold(
     judged = np.unique(within.triplets)
     judgments = dataset.judgments.among(judged, reindex=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    stimuli = stimuli_of(dataset, judgments.items, embedder.preprocess, clips, cache)
+    stimuli = stimuli_of(dataset, judgments.items, embedder.preprocess, clips, cache, min_clip)
     return Held(embedder.to(device).embed_all(stimuli, batch_size=16, progress=True), judgments)
 
 

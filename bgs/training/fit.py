@@ -100,7 +100,7 @@ class Fit:
         progress: bool = True,
     ) -> None:
         within = judgments.among(train)
-        if not len(within) and config.mode != "rsa":
+        if not len(within):
             raise ValueError(f"data: no judgment shows three of the {len(train)} training clips")
         self._embedder, self._embed, self._train, self._config = embedder, embed, train, config
         self._accelerator, self._validation, self._label = accelerator, validation, label
@@ -252,9 +252,8 @@ class Fit:
             self._log.add_scalar(f"train/{name}", value, self.fitted.epochs)
         self._log.add_scalar("train/lr", self._optimiser.param_groups[0]["lr"], self.fitted.epochs)
         if self.fitted.scores:
-            self._log.add_scalar(
-                f"validation/{self._config.selection.criterion}", *(self.fitted.scores[-1:] + [self.fitted.epochs])
-            )
+            criterion = self._config.selection.criterion
+            self._log.add_scalar(f"validation/{criterion}", self.fitted.scores[-1], self.fitted.epochs)
 
 
 def _known_means(rows: list[list[float]]) -> list[float]:
@@ -268,7 +267,8 @@ def _parameter_groups(embedder: Embedder, config: TrainConfig) -> list[dict[str,
     """Encoder and head, each with and without weight decay: biases and norms have none."""
     head = set(embedder.head.parameters())
     groups = []
-    for in_head, lr in ((False, config.lr), (True, config.optim.head_lr or config.lr)):
+    head_lr = config.lr if config.optim.head_lr is None else config.optim.head_lr
+    for in_head, lr in ((False, config.lr), (True, head_lr)):
         for is_matrix, decay in ((True, config.optim.weight_decay), (False, 0.0)):
             chosen = [
                 p

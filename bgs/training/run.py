@@ -34,7 +34,7 @@ from bgs.evaluation.evaluate import Evaluation, Held, evaluate
 from bgs.evaluation.plots import plot_geometry, plot_training
 from bgs.evaluation.report import write_json
 from bgs.evaluation.saved import RUN_RECORD, pooled_ceiling
-from bgs.inputs import read_dataset, splits_of, stimuli_of, synthetic_folder
+from bgs.inputs import read_dataset, splits_of, stimuli_digest, stimuli_of, synthetic_folder
 from bgs.models import Backbone, Embedder, apply_lora, check_adapters_receive_gradient, load_backbone, set_trainable
 from bgs.training.embedding import Kept, Through, frozen_features
 from bgs.training.fit import Fit, Fitted
@@ -116,6 +116,7 @@ class Run:
         candidates = [with_overrides(config, overrides) for overrides in config.selection.candidates]
         keep = any(map(encoder_is_fixed, [config, *candidates]))
         needed = np.arange(len(used)) if keep or config.folds else self._splits.get("test", np.arange(0))
+        self._digests = {"checkpoint": first.checkpoint_digest, "stimuli": stimuli_digest(self._stimuli)}
         self._frozen = frozen_features(Embedder(first), self._stimuli, needed, progress)
         self._shared: Backbone | None = first if keep else None
 
@@ -161,10 +162,10 @@ class Run:
         if "test" not in splits or not len(self._judgments.among(splits["test"])):
             raise ValueError(f"data: no judgment shows three of the {len(splits.get('test', []))} held-out clips")
         embedder, fitted, choice, fixed = self._train(splits["train"], splits.get("val"), "model")
-        held = self._hold(embedder, splits["test"], fixed)
+        rows, held = self._hold(embedder, splits["test"], fixed)
         names = {name: self._names(rows) for name, rows in splits.items()}
         record: dict[str, Any] = {"splits": names, "choice": choice.to_dict() if choice else None}
-        return [(splits["test"], held)], [fitted], record
+        return [(rows, held)], [fitted], record
 
     def _cross_validate(self) -> tuple[list[tuple[Rows, Held]], list[Fitted], dict[str, Any]]:
         """A model for each fold, held against the fold's clips, and one trained on all clips to be used."""
@@ -177,7 +178,8 @@ class Run:
             embedder, fitted, choice, fixed = self._train(rows, None, f"fold-{number}/model")
             if fitted.stopped == "interrupted":
                 raise Interrupted
-            held.append((held_out, self._hold(embedder, held_out, fixed)))
+            held.append(self._hold(embedder, held_out, fixed))
+            del embedder  # the next fold's needs the memory
             fits.append(fitted)
             fold = {"train": self._names(rows), "held_out": self._names(held_out)}
             records.append(fold | {"choice": choice.to_dict() if choice else None})
@@ -206,6 +208,9 @@ class Run:
             train, val = self._carve(train)
         embedder, embed = self._build(config)
         validation = Validation(self._judgments, train, val, config.selection) if val is not None else None
+        state = self.folder / "state" / f"{name.replace('/', '-')}.safetensors"
+        if not self._config.resume:
+            state.unlink(missing_ok=True)
         log = SummaryWriter(str(self.folder / "tensorboard" / name.replace("/", "-")))
         fitted = Fit(
             embedder,
@@ -216,17 +221,19 @@ class Run:
             self._accelerator,
             validation=validation,
             label=name,
-            state=self.folder / "state" / f"{name.replace('/', '-')}.safetensors",
+            state=state,
             identity=identity,
             log=log,
             progress=self._progress,
         ).run()
         log.close()
         embedder.eval()
+        record.unlink(missing_ok=True)  # what an earlier fit left does not describe the model that is saved now
         embedder.save(target)
         if fitted.stopped != "interrupted":
             content = {"identity": identity, "fitted": vars(fitted), "choice": choice.to_dict() if choice else None}
             write_json(record, content)
+            state.unlink(missing_ok=True)
         return embedder, fitted, choice, encoder_is_fixed(config)
 
     def _inner_fit(self, config: TrainConfig, train: Rows, val: Rows, label: str) -> Fitted:
@@ -244,8 +251,10 @@ class Run:
 
     def _build(self, config: TrainConfig) -> tuple[Embedder, Through | Kept]:
         """Make an embedder ready for training, and the way in which it embeds."""
-        torch.manual_seed(config.seed)
         fixed = encoder_is_fixed(config)
+        if not fixed:
+            self._accelerator.free_memory()  # holds every optimiser it prepared, and so the weights of earlier fits
+        torch.manual_seed(config.seed)
         backbone = self._shared if fixed and self._shared is not None else self._load_backbone()
         if config.tune == "lora":
             apply_lora(backbone, config.lora)
@@ -267,13 +276,17 @@ class Run:
         )
         return backbone.to(self._accelerator.device)
 
-    def _hold(self, embedder: Embedder, rows: Rows, fixed: bool) -> Held:
-        """Embed held-out clips, from the features that are kept where the encoder is the frozen one."""
+    def _hold(self, embedder: Embedder, held_out: Rows, fixed: bool) -> tuple[Rows, Held]:
+        """Embed the held-out clips that judgments are about; their rows come with them.
+
+        Features that are kept serve where the encoder is the frozen one.
+        """
+        rows = np.unique(self._judgments.among(held_out).triplets)
         embed = Kept(embedder, self._frozen) if fixed else Through(embedder, self._stimuli, self._config)
         embedder.eval()
         with torch.no_grad():
             embeddings = embed(rows, False).cpu()
-        return Held(embeddings, self._judgments.among(rows, reindex=True))
+        return rows, Held(embeddings, self._judgments.among(rows, reindex=True))
 
     def _names(self, rows: Rows) -> list[str]:
         return [self._judgments.items[row] for row in rows]
@@ -282,6 +295,7 @@ class Run:
         """What has to be the same for the work of an earlier start to be taken up."""
         return {
             "config": identity_of(self._config),
+            **self._digests,
             "judgments": hashlib.sha256(np.ascontiguousarray(self._judgments.triplets).tobytes()).hexdigest(),
             "train": self._names(train),
             "val": None if val is None else self._names(val),
@@ -355,7 +369,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """
     precision = config.precision
     if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+        # Older GPUs emulate bf16, slowly.
+        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if fast else "fp32"
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
     if accelerator.num_processes > 1:
         raise ValueError(f"training runs in one process, but {accelerator.num_processes} were started")
@@ -363,7 +379,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def identity_of(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide a run's result, JSON-ready: all but where it is kept and how it is shown."""
+    """The settings that decide a run's fits, JSON-ready: all but where things are kept and how it is evaluated."""
     settings: dict[str, Any] = yaml.safe_load(to_yaml(config))
     for name in ("output", "resume", "cache", "resamples", "clips"):
         settings.pop(name)

@@ -9,6 +9,7 @@ from scipy import stats
 
 from bgs.data.geometry import dissimilarity
 from bgs.data.judgments import Judgments
+from bgs.evaluation import evaluate as evaluate_module
 from bgs.evaluation.bootstrap import interval, resample_items
 from bgs.evaluation.evaluate import Held, cosine_similarity, evaluate
 from bgs.evaluation.odd_one_out import resampled_accuracy, score_judgments
@@ -146,6 +147,16 @@ def test_difference_is_paired() -> None:
     for measure in one.minus(same).values():
         assert measure.value == pytest.approx(0)
         assert measure.ci95 == pytest.approx((0, 0))
+
+
+def test_intervals_do_not_depend_on_how_many_weights_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [Held(torch.randn(12, 4), judgments(12, 300))]
+    whole = evaluate(held, resamples=30)
+    monkeypatch.setattr(evaluate_module, "WEIGHTS_AT_A_TIME", 500)  # 7 of the 30 draws over 66 pairs
+    parts = evaluate(held, resamples=30)
+    for name, values in whole.resampled.items():
+        assert np.isfinite(values).all()
+        np.testing.assert_array_equal(parts.resampled[name], values)
 
 
 def test_measures_as_json() -> None:

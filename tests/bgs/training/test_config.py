@@ -3,7 +3,7 @@
 import pytest
 
 from bgs.cli import parse_training, to_yaml, training_parser
-from bgs.config import TrainConfig, with_overrides
+from bgs.config import PRESETS, TrainConfig, with_overrides
 
 
 def test_no_argument_is_the_demonstration() -> None:
@@ -57,6 +57,11 @@ def test_help_explains_every_field() -> None:
         (["--epochs", "0"], "epochs: 0; expected at least 1"),
         (["--folds", "1"], "folds: 1; expected 0, or at least 2"),
         (["--mode", "other"], "mode"),
+        (["--optim.warmup", "2"], "optim.warmup: 2.0; expected a number from 0 to 1"),
+        (["--optim.head_lr", "-1"], "optim.head_lr: -1.0; expected at least 0"),
+        (["--optim.micro_clips", "-1"], "optim.micro_clips: -1; expected at least 0"),
+        (["--selection.inner_folds", "1"], "selection.inner_folds: 1; expected 0, or at least 2"),
+        (["--selection.candidates", "[{epochs: 0}]"], "epochs: 0; expected at least 1"),
         (["--loss.temperature", "0"], "loss.temperature: 0.0; expected more than 0"),
         (["--no.such", "1"], "no.such"),
     ],
@@ -72,6 +77,16 @@ def test_candidates_override_by_dotted_name() -> None:
     changed = with_overrides(config, {"optim.anchor": 0.5, "lr": 1.0, "lora.layers": "last:1"})
     assert (changed.optim.anchor, changed.lr, changed.lora.layers) == (0.5, 1.0, "last:1")
     assert config.optim.anchor == 0 and config.lora.layers == "all"
-    for name in ("optim.nothing", "nothing", "seed", "selection.patience"):
+    assert with_overrides(config, {"augment": None}).augment is None
+    # What is loaded once for the whole run would be ignored in a candidate.
+    of_the_run = ("seed", "selection.patience", "checkpoint", "backbone", "frames", "tiny", "precision", "val_share")
+    for name in ("optim.nothing", "nothing", "optim", "augment.flip", "lr.x", *of_the_run):
         with pytest.raises(ValueError, match=f"'{name}' is no field that a candidate can set"):
             with_overrides(config, {name: 1})
+
+
+def test_published_recipe_keeps_what_it_does_not_name() -> None:
+    config = parse_training(["--config", str(PRESETS / "published_v1.yaml"), "--data", "x"])
+    assert (config.backbone, config.triplet, config.frames) == ("timesformer", "margin", 16)
+    selection = config.selection
+    assert (selection.criterion, selection.judgments, selection.patience) == ("spearman", "within", 5)

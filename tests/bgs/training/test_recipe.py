@@ -1,12 +1,15 @@
 """The parts of a fit: batches, objective, gradient caching, schedule, validation."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
 
-from bgs.config import LossConfig, OptimConfig, SelectionConfig
+from bgs.config import LossConfig, OptimConfig, SelectionConfig, TrainConfig
 from bgs.data.judgments import Judgments
 from bgs.training.batches import epoch_batches
+from bgs.training.fit import Fit, _parameter_groups
 from bgs.training.gradient_cache import cached_backward
 from bgs.training.objective import Objective
 from bgs.training.schedule import LearningRate
@@ -108,6 +111,32 @@ def test_gradient_caching_changes_nothing_but_memory() -> None:
     assert torch.equal(torch.rand(3), after)
     for parameter, gradient in zip(net.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "triplet", "rsa"])
+def test_no_mode_trains_without_judgments(mode: str) -> None:
+    """Also the geometry comes from judgments among the training clips."""
+    nothing = Judgments(items=tuple("abcd"), triplets=np.array([[0, 1, 3]]))
+    with pytest.raises(ValueError, match="no judgment shows three of the 3 training clips"):
+        Fit(Mock(), Mock(), nothing, np.arange(3), TrainConfig(mode=mode), Mock())
+
+
+def test_rates_and_decay_by_group() -> None:
+    embedder = torch.nn.ModuleDict({"encoder": torch.nn.Linear(4, 3), "head": torch.nn.Linear(3, 2)})
+    embedder["encoder"].bias.requires_grad_(False)
+    for head_lr, expected in ((None, 0.1), (0.0, 0.0), (0.5, 0.5)):
+        config = TrainConfig(lr=0.1, optim=OptimConfig(head_lr=head_lr, weight_decay=0.3))
+        encoder, head = embedder["encoder"], embedder["head"]
+        groups = {
+            id(p): (group["lr"], group["weight_decay"])
+            for group in _parameter_groups(Mock(head=head, parameters=embedder.parameters), config)
+            for p in group["params"]
+        }
+        assert groups == {
+            id(encoder.weight): (0.1, 0.3),
+            id(head.weight): (expected, 0.3),
+            id(head.bias): (expected, 0),
+        }
 
 
 def test_schedules() -> None:

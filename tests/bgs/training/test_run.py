@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 import bgs
 from bgs import evaluate as evaluate_command
@@ -15,8 +18,12 @@ from bgs import train as train_command
 from bgs.cli import parse_training
 from bgs.config import TrainConfig
 from bgs.data.synthetic import make_dataset
+from bgs.evaluation import saved
 from bgs.evaluation.saved import evaluate_run
+from bgs.inputs import stimuli_digest, stimuli_of
+from bgs.models.text import CaptionStimuli
 from bgs.training import fit as fit_module
+from bgs.training import run as run_module
 from bgs.training.run import Run
 
 
@@ -134,15 +141,46 @@ def test_a_killed_run_goes_on_with_the_same_bits(small: Path, tmp_path: Path, mo
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_ctrl_c_keeps_the_best_so_far(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     epoch, count = fit_module.Fit._epoch, []
 
     def interrupted(self, bar) -> None:
-        if len(count) == 2:
+        if len(count) == epochs:
             raise KeyboardInterrupt
         count.append(epoch(self, bar))
 
     monkeypatch.setattr(fit_module.Fit, "_epoch", interrupted)
+
+
+def test_without_resume_a_run_starts_from_nothing(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_module, "STATE_SECONDS", -1.0)
+    config = settings(small, tmp_path / "run", "--epochs", "3")
+    with monkeypatch.context() as context:
+        interrupt_after(context, 2)
+        Run(config, progress=False).execute()
+    assert list((tmp_path / "run/state").iterdir())
+    with monkeypatch.context() as context:
+        interrupt_after(context, 1)
+        result = Run(replace(config, resume=False), progress=False).execute()
+    assert result.fits[0].epochs == 1
+    assert Run(config, progress=False).execute().fits[0].epochs == 3
+    assert not (tmp_path / "run/state").exists()
+
+
+def test_an_interrupted_fit_is_not_taken_for_the_finished_one_before_it(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(small, tmp_path / "run")
+    finished = Run(config, progress=False).execute()
+    with monkeypatch.context() as context:
+        interrupt_after(context, 1)
+        assert Run(replace(config, resume=False), progress=False).execute().interrupted
+    again = Run(config, progress=False).execute()
+    assert again.trained.to_dict() == finished.trained.to_dict()
+
+
+def test_ctrl_c_keeps_the_best_so_far(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_after(monkeypatch, 2)
     result = Run(settings(small, tmp_path / "run", "--epochs", "9"), progress=False).execute()
     assert result.interrupted and result.fits[0].epochs == 2
     assert result.fits[0].best_score == max(result.fits[0].scores)
@@ -251,3 +289,96 @@ def test_a_finished_fit_of_other_judgments_is_not_taken_up(small: Path, tmp_path
     table.write_text("\n".join([lines[0], ",".join(fields), *lines[2:]]) + "\n")
     again = Run(config, progress=False).execute()
     assert again.fits[0].seconds != first.fits[0].seconds
+
+
+def test_a_finished_fit_of_other_clips_is_not_taken_up(small: Path, tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    shutil.copytree(small / "clips", clips)
+    config = replace(settings(small, tmp_path / "run", "--epochs", "1"), clips=str(clips))
+    first = Run(config, progress=False).execute()
+    assert Run(config, progress=False).execute().fits[0].seconds == first.fits[0].seconds
+    one, other = sorted(clips.iterdir())[:2]
+    shutil.copyfile(one, other)
+    assert Run(config, progress=False).execute().fits[0].seconds != first.fits[0].seconds
+
+
+def test_captions_are_told_apart_by_what_they_say() -> None:
+    digests = {stimuli_digest(CaptionStimuli(texts)) for texts in ([["a"], ["b"]], [["b"], ["a"]], [["a", "b"]])}
+    assert len(digests) == 3
+
+
+def test_fits_do_not_pile_up_in_memory(small: Path, tmp_path: Path) -> None:
+    run = Run(settings(small, tmp_path / "run", "--folds", "3", "--epochs", "1"), progress=False)
+    run.execute()
+    assert len(run._accelerator._optimizers) == 1
+
+
+def test_held_out_clips_without_a_judgment_change_nothing(small: Path, tmp_path: Path) -> None:
+    """A run and its later evaluation bootstrap over the same clips: those that judgments are about."""
+    data = tmp_path / "data"
+    shutil.copytree(small, data)
+    table = data / "interim/similarity/test_triplets.csv"
+    header, *lines = table.read_text().splitlines()
+    absent = lines[0].split(",")[header.split(",").index("stim1_name")]
+    table.write_text("\n".join([header, *(line for line in lines if absent not in line.split(","))]) + "\n")
+    result = Run(settings(data, tmp_path / "run", "--epochs", "1"), progress=False).execute()
+    assert evaluate_run(tmp_path / "run", resamples=20).to_dict() == result.trained.to_dict()
+
+
+def test_a_run_is_evaluated_with_its_own_limit_on_clip_length(small: Path, tmp_path: Path, monkeypatch) -> None:
+    config = settings(small, tmp_path / "run", "--epochs", "1", "--min-clip", "0.05")
+    Run(config, progress=False).execute()
+    limits = []
+
+    def spy(*arguments):
+        limits.append(arguments[5])
+        return stimuli_of(*arguments)
+
+    monkeypatch.setattr(saved, "stimuli_of", spy)
+    evaluate_run(tmp_path / "run", resamples=5)
+    assert limits == [0.05]
+
+
+@pytest.mark.parametrize(
+    ("there", "native", "chosen"), [(False, False, "no"), (True, False, "no"), (True, True, "bf16")]
+)
+def test_bf16_is_for_gpus_that_compute_in_it(
+    there: bool, native: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Mock(return_value=Mock(num_processes=1))
+    monkeypatch.setattr(run_module, "Accelerator", made)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    run_module.make_accelerator(TrainConfig())
+    made.assert_called_once_with(mixed_precision=chosen)
+
+
+@pytest.fixture
+def _own_precision() -> Iterator[None]:
+    """Accelerate allows a process one precision."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("_own_precision")
+@pytest.mark.parametrize("micro", ["0", "5"])
+def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(micro: str, small: Path, tmp_path: Path) -> None:
+    run = Run(
+        settings(small, tmp_path / "run", "--precision", "bf16", "--optim.micro_clips", micro, "--epochs", "1"),
+        progress=False,
+    )
+    computed = set()
+
+    def note(module, inputs, output) -> None:
+        if module.training and isinstance(module, torch.nn.Linear):
+            computed.add(output.dtype)
+
+    hook = torch.nn.modules.module.register_module_forward_hook(note)
+    try:
+        fitted = run.execute().fits[0]
+    finally:
+        hook.remove()
+    assert computed == {torch.bfloat16}
+    assert np.isfinite(fitted.history[0]["loss"])
+    assert {tensor.dtype for tensor in bgs.load(tmp_path / "run").state_dict().values()} == {torch.float32}
