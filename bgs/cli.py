@@ -31,7 +31,7 @@ def parse_training(arguments: Sequence[str] | None = None) -> TrainConfig:
     Returns:
         The configuration: the preset of the backbone, then `--config`, then the other options.
     """
-    words = [with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    words = config_first([with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)])
     parser = training_parser()
     asked = parser.parse_args(words)
     preset = PRESETS / f"{preset_for(asked)}.yaml"
@@ -45,6 +45,21 @@ def preset_for(asked: Namespace) -> str:
     if asked.backbone == "text":
         return "text"
     return "demo" if asked.checkpoint == "tiny" or (asked.data is None and asked.checkpoint is None) else "video"
+
+
+def config_first(words: list[str]) -> list[str]:
+    """Move `--config FILE` before all else: the command line overrides the file wherever that is named."""
+    files: list[str] = []
+    rest: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--config":
+            files += [word, *[value for value in [next(remaining, None)] if value is not None]]
+        elif word.startswith("--config="):
+            files.append(word)
+        else:
+            rest.append(word)
+    return files + rest
 
 
 def with_underscores(word: str) -> str:

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(table(columns, f"{config.backbone}, {config.mode}", compare=("fine-tuned", "before training")))
     console.print(f"{result.folder}: model, metrics and settings; {result.seconds:.0f} s")
     if result.interrupted:
-        print("bgs.train: interrupted; this is the best so far, and the same command goes on", file=sys.stderr)
+        print("bgs.train: interrupted: this is the best epoch so far", file=sys.stderr)
     return 130 if result.interrupted else 0
 
 

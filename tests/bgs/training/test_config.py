@@ -32,6 +32,8 @@ def test_command_line_over_file_over_preset(tmp_path) -> None:
         0.1,
     )
     assert config.head.init == "identity"  # from the preset of `text`
+    assert parse_training(["--seed", "4", f"--config={file}"]).seed == 4
+    assert parse_training(["--seed", "4", "--config", str(file), "--lr", "0.2"]).seed == 4
 
 
 def test_yaml_round_trip(tmp_path) -> None:

@@ -163,6 +163,19 @@ def test_validation_sees_no_judgment_that_is_trained_on() -> None:
     assert within.rows.tolist() == val.tolist() and crossing.rows.tolist() == list(range(11))
 
 
+def test_validation_correlation_leaves_out_pairs_of_training_clips() -> None:
+    people, train, val = judgments(), np.arange(8), np.arange(8, 11)
+    validation = Validation(people, train, val, SelectionConfig(criterion="spearman"))
+    generator = torch.Generator().manual_seed(0)
+    # Each validation clip has a direction of its own: the training clips' may then turn among themselves.
+    own, rest = torch.eye(3).repeat(4, 1)[:8] + torch.rand(8, 3, generator=generator), torch.zeros(11, 2)
+    embeddings = torch.cat([torch.cat([own / own.norm(dim=1, keepdim=True), torch.eye(3)]), rest], dim=1)
+    turned = embeddings.clone()
+    angle = torch.rand(8, generator=generator) * 6
+    embeddings[:8, 3], turned[:8, 3:] = 1, torch.stack([angle.cos(), angle.sin()], dim=1)
+    assert validation.score(turned) == pytest.approx(validation.score(embeddings), abs=1e-6)
+
+
 def test_validation_scores_a_perfect_model_perfectly() -> None:
     angles = np.linspace(0, np.pi / 2, 9)
     embeddings = torch.tensor(np.stack([np.cos(angles), np.sin(angles)], axis=1))
