@@ -4,13 +4,14 @@ from bgs_kernels.dispatch import available_backends, use_backend, why_not
 from bgs_kernels.hybrid_loss import HybridLoss, HybridTerms, hybrid_loss
 from bgs_kernels.pairwise import pairwise_distance
 from bgs_kernels.rsa import rsa_correlation
-from bgs_kernels.triplet import triplet_loss
+from bgs_kernels.triplet import TripletIndex, triplet_loss
 
 __version__ = "0.1.0"
 
 __all__ = [
     "HybridLoss",
     "HybridTerms",
+    "TripletIndex",
     "available_backends",
     "hybrid_loss",
     "pairwise_distance",

@@ -4,7 +4,10 @@ and the reason why a backend cannot serve a call.
 An implementation is a module that holds a function of the op's name and, where it does not serve every call everywhere,
 
 * ``unavailable() -> str | None``: why it cannot run on this machine at all;
-* ``why_not(request: Request) -> str | None``: why it cannot serve this call.
+* ``why_not(request: Request) -> str | None``: why it cannot serve this call;
+* ``passes_over(request: Request) -> str | None``: why "auto" prefers another backend for this call although this one
+  could serve it: in an interpreter, say, or at a size where plain PyTorch is faster. Asked for by name, the backend
+  serves the call all the same. A reference implementation has none of the three: it is what is left.
 
 It is imported when the op first runs; where that fails for want of a dependency, the reason is what the import said. A
 new backend of an op is that module and one ``register`` line in the op's ``api.py``.
@@ -54,7 +57,8 @@ class use_backend:
     ``backend`` argument comes before this choice, and this choice before the environment variable ``BGS_BACKEND``.
 
     Args:
-        name: "triton", "native", "reference", or "auto": the first of them that can serve the call.
+        name: "triton", "native", "reference", or "auto": the first of them that can serve the call and does not pass
+            it over.
 
     Raises:
         ValueError: no backend has that name.
@@ -162,7 +166,8 @@ def run(op: str, backend: str, tensors: Mapping[str, torch.Tensor | None], **opt
         ValueError: no backend has the name asked for, or the backend asked for cannot serve the call.
     """
     request = Request({name: tensor for name, tensor in tensors.items() if tensor is not None}, options)
-    implementation = _choose(op, backend, request)
+    name = choose(op, backend, request)
+    implementation: Callable[..., Any] = getattr(_loaded[op][name], op)
     device = next(iter(request.tensors.values())).device.type
     if not torch.amp.is_autocast_available(device):
         return implementation(**tensors, **options)
@@ -184,16 +189,34 @@ def check_name(where: str, name: str) -> None:
         raise ValueError(f"{where}: unknown backend {name!r}, expected one of auto, {', '.join(BACKENDS)}")
 
 
-def _choose(op: str, backend: str, request: Request) -> Callable[..., Any]:
+def choose(op: str, backend: str, request: Request) -> str:
+    """Name the backend on which ``run`` runs a call.
+
+    Args:
+        op: the op's name.
+        backend: the call's ``backend`` argument.
+        request: the call.
+
+    Raises:
+        ValueError: as ``run``.
+    """
+    name: str
     name, asked_by = _asked(op, backend)
     if name == "auto":
-        name = next(each for each in BACKENDS if why_not(op, each, request) is None)
+        name = next(
+            each for each in BACKENDS if why_not(op, each, request) is None and _passes_over(op, each, request) is None
+        )
     else:
         reason = why_not(op, name, request)
         if reason is not None:
             raise ValueError(f"{op}: backend {name!r} (from {asked_by}) cannot serve this call: {reason}")
-    implementation: Callable[..., Any] = getattr(_loaded[op][name], op)
-    return implementation
+    return name
+
+
+def _passes_over(op: str, backend: str, request: Request) -> str | None:
+    """Say why "auto" would not take a backend for a call that it can serve."""
+    prefers: Callable[[Request], str | None] | None = getattr(_loaded[op][backend], "passes_over", None)
+    return prefers(request) if prefers is not None else None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

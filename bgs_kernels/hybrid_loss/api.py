@@ -5,16 +5,21 @@ and what becomes of the terms of several sets.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 
 from bgs_kernels import dispatch
 from bgs_kernels.checks import check_choice, check_number, check_sets, per_set, readable
 from bgs_kernels.hybrid_loss.reference import HybridTerms
+from bgs_kernels.hybrid_loss.sharded import run_sharded
 from bgs_kernels.pairwise.reference import METRICS
 from bgs_kernels.rsa.api import check_pairs
 from bgs_kernels.triplet.api import REDUCTIONS, check_triplet_settings, check_triplets, reduce_sets
+from bgs_kernels.triplet.index import TripletIndex
+
+if TYPE_CHECKING:  # not every build of torch has it
+    from torch.distributed import ProcessGroup
 
 RSA_METHODS = ("pearson", "cosine")
 """The correlations that have a gradient."""
@@ -23,7 +28,7 @@ RSA_METHODS = ("pearson", "cosine")
 @overload
 def hybrid_loss(
     embeddings: torch.Tensor,
-    triplets: torch.Tensor | None,
+    triplets: torch.Tensor | TripletIndex | None,
     target: torch.Tensor | None = None,
     *,
     target_embeddings: torch.Tensor | None = None,
@@ -32,6 +37,7 @@ def hybrid_loss(
     triplet_weights: torch.Tensor | None = None,
     triplet_targets: torch.Tensor | None = None,
     lengths: torch.Tensor | None = None,
+    group: ProcessGroup | None = None,
     alpha: float = 0.7,
     beta: float = 0.3,
     triplet: str = "softmax",
@@ -49,7 +55,7 @@ def hybrid_loss(
 @overload
 def hybrid_loss(
     embeddings: torch.Tensor,
-    triplets: torch.Tensor | None,
+    triplets: torch.Tensor | TripletIndex | None,
     target: torch.Tensor | None = None,
     *,
     target_embeddings: torch.Tensor | None = None,
@@ -58,6 +64,7 @@ def hybrid_loss(
     triplet_weights: torch.Tensor | None = None,
     triplet_targets: torch.Tensor | None = None,
     lengths: torch.Tensor | None = None,
+    group: ProcessGroup | None = None,
     alpha: float = 0.7,
     beta: float = 0.3,
     triplet: str = "softmax",
@@ -74,7 +81,7 @@ def hybrid_loss(
 
 def hybrid_loss(
     embeddings: torch.Tensor,
-    triplets: torch.Tensor | None,
+    triplets: torch.Tensor | TripletIndex | None,
     target: torch.Tensor | None = None,
     *,
     target_embeddings: torch.Tensor | None = None,
@@ -83,6 +90,7 @@ def hybrid_loss(
     triplet_weights: torch.Tensor | None = None,
     triplet_targets: torch.Tensor | None = None,
     lengths: torch.Tensor | None = None,
+    group: ProcessGroup | None = None,
     alpha: float = 0.7,
     beta: float = 0.3,
     triplet: str = "softmax",
@@ -107,7 +115,8 @@ def hybrid_loss(
 
     Args:
         embeddings: (N, D) or, for several sets of items, (B, N, D); float16, bfloat16, float32 or float64.
-        triplets: (T, 3) or (B, T, 3) integer rows (i, j, k) of a set's embeddings; k is the odd one. None for none.
+        triplets: (T, 3) or (B, T, 3) integer rows (i, j, k) of a set's embeddings; k is the odd one. None for none. Or
+            a ``TripletIndex`` of them, which does once what would otherwise be done in every call.
         target: (N, N) or (B, N, N) human dissimilarities, NaN where unobserved. Only the upper triangle is read. One
             of target and target_embeddings must be given unless beta is 0.
         target_embeddings: (N, E) or (B, N, E): the distances between these are the target.
@@ -119,6 +128,14 @@ def hybrid_loss(
             for ij; for the softmax form.
         lengths: (B,) integer number of items of each set; the rows after them are padding, may hold anything and get
             no gradient.
+        group: the processes over which the rows of one set of embeddings are sharded. Each passes its own rows
+            (N_r, D), as many as it has or none; in the order of the ranks they make the (N, D) of the loss. All else is
+            that of the whole set and the same on every rank, triplets with the numbers of the whole set's rows. Every
+            rank gets the loss of the whole set and in the backward pass, which exchanges nothing, the gradient of that
+            one loss with respect to its own rows. All ranks must run the same backend: under "triton" each computes its
+            share of the correlation and the gradient of its own rows, under another all of both.
+            ``DistributedDataParallel`` averages the gradients of parameters over ranks, where they would have to be
+            added up: multiply the loss by the number of ranks there.
         alpha: factor of the triplet term, at least 0.
         beta: factor of the RSA term, at least 0; at 0 the term takes no part in the loss, not even as NaN.
         triplet: "softmax" (three-way cross-entropy) or "margin" (hinge on d_ij - d_ik).
@@ -136,8 +153,10 @@ def hybrid_loss(
         ``return_terms`` a ``HybridTerms`` of four such tensors, of which the loss alone carries a gradient.
 
     Raises:
-        TypeError: an argument is no tensor.
-        ValueError: a dtype, shape, device, index, weight or setting is not one of those, or the target is missing.
+        TypeError: an argument is no tensor, or the group is none that this process belongs to.
+        ValueError: a dtype, shape, device, index, weight or setting is not one of those, the target is missing, a
+            ``TripletIndex`` is of another number of rows, or the ranks of a group pass embeddings that do not fit
+            together or run different backends (raised on all of them).
     """
     target_metric = target_metric or metric
     check_settings(
@@ -151,47 +170,25 @@ def hybrid_loss(
         rsa=rsa,
         reduction=reduction,
     )
-    sets = check_sets("embeddings", embeddings)
-    if lengths is not None:
-        lengths = _check_lengths(embeddings, lengths)
-    if triplets is None:
-        if triplet_weights is not None or triplet_targets is not None:
-            raise ValueError("triplets: must be given with triplet_weights or triplet_targets")
-        triplets = torch.empty((0, 3), dtype=torch.int64, device=embeddings.device)
-    judged = check_triplets(
-        embeddings,
-        triplets,
-        weights=triplet_weights,
-        targets=triplet_targets,
-        form=triplet,
-        lengths=lengths,
-        prefix="triplet_",
-    )
-    pairs = check_pairs(
-        embeddings,
-        target,
-        target_embeddings=target_embeddings,
-        mask=mask,
-        weights=weights,
-        target_metric=target_metric,
-    )
-    if beta and target is None and target_embeddings is None:
-        raise ValueError("target: one of target and target_embeddings must be given unless beta is 0")
-    correlated = bool(beta) or return_terms
-    terms: HybridTerms = dispatch.run(
-        "hybrid_loss",
-        backend,
-        {
-            "embeddings": sets,
-            "triplets": judged.triplets,
-            "target": pairs.target if correlated else None,
-            "target_embeddings": pairs.target_embeddings if correlated else None,
-            "mask": pairs.mask,
-            "weights": pairs.weights,
-            "triplet_weights": judged.weights,
-            "triplet_targets": judged.targets,
-            "lengths": lengths,
-        },
+
+    def check(embeddings: torch.Tensor) -> dict[str, torch.Tensor | None]:
+        return check_batch(
+            embeddings,
+            triplets,
+            target,
+            target_embeddings=target_embeddings,
+            mask=mask,
+            weights=weights,
+            triplet_weights=triplet_weights,
+            triplet_targets=triplet_targets,
+            lengths=lengths,
+            beta=beta,
+            triplet=triplet,
+            target_metric=target_metric,
+            correlated=bool(beta) or return_terms,
+        )
+
+    settings = dict(
         alpha=alpha,
         beta=beta,
         triplet=triplet,
@@ -201,6 +198,11 @@ def hybrid_loss(
         target_metric=target_metric,
         rsa=rsa,
     )
+    terms: HybridTerms
+    if group is None:
+        terms = dispatch.run("hybrid_loss", backend, check(embeddings), **settings)
+    else:
+        terms = run_sharded(embeddings, group, backend, check, **settings)
     batched = embeddings.dim() == 3
     if not return_terms:
         return reduce_sets(terms.loss, reduction, batched=batched)
@@ -279,7 +281,7 @@ class HybridLoss(torch.nn.Module):
     def forward(
         self,
         embeddings: torch.Tensor,
-        triplets: torch.Tensor | None,
+        triplets: torch.Tensor | TripletIndex | None,
         target: torch.Tensor | None = None,
         *,
         target_embeddings: torch.Tensor | None = None,
@@ -288,6 +290,7 @@ class HybridLoss(torch.nn.Module):
         triplet_weights: torch.Tensor | None = None,
         triplet_targets: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
+        group: ProcessGroup | None = None,
     ) -> torch.Tensor | HybridTerms:
         """Compute the loss; the arguments, the result and the errors are those of ``hybrid_loss``."""
         loss: Callable[..., torch.Tensor | HybridTerms] = hybrid_loss
@@ -301,6 +304,7 @@ class HybridLoss(torch.nn.Module):
             triplet_weights=triplet_weights,
             triplet_targets=triplet_targets,
             lengths=lengths,
+            group=group,
             **self._settings(),
         )
 
@@ -337,6 +341,78 @@ def check_settings(
     check_choice("reduction", reduction, REDUCTIONS)
 
 
+def check_batch(
+    embeddings: torch.Tensor,
+    triplets: torch.Tensor | TripletIndex | None,
+    target: torch.Tensor | None,
+    *,
+    target_embeddings: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    weights: torch.Tensor | None,
+    triplet_weights: torch.Tensor | None,
+    triplet_targets: torch.Tensor | None,
+    lengths: torch.Tensor | None,
+    beta: float,
+    triplet: str,
+    target_metric: str,
+    correlated: bool,
+) -> dict[str, torch.Tensor | None]:
+    """Require what comes with a batch to be what ``hybrid_loss`` takes.
+
+    Args:
+        embeddings: those of all rows.
+        triplets, target, target_embeddings, mask, weights, triplet_weights, triplet_targets, lengths, beta, triplet,
+            target_metric: as in ``hybrid_loss``.
+        correlated: whether anyone will look at the correlation; the target is left out otherwise.
+
+    Returns:
+        The tensor arguments of the implementations, those of every set (B, ...).
+
+    Raises:
+        TypeError: an argument is no tensor.
+        ValueError: one is not as described there.
+    """
+    sets = check_sets("embeddings", embeddings)
+    if lengths is not None:
+        lengths = _check_lengths(embeddings, lengths)
+    if triplets is None:
+        if triplet_weights is not None or triplet_targets is not None:
+            raise ValueError("triplets: must be given with triplet_weights or triplet_targets")
+        triplets = torch.empty((0, 3), dtype=torch.int64, device=embeddings.device)
+    judged = check_triplets(
+        embeddings,
+        triplets,
+        weights=triplet_weights,
+        targets=triplet_targets,
+        form=triplet,
+        lengths=lengths,
+        prefix="triplet_",
+    )
+    pairs = check_pairs(
+        embeddings,
+        target,
+        target_embeddings=target_embeddings,
+        mask=mask,
+        weights=weights,
+        target_metric=target_metric,
+    )
+    if beta and target is None and target_embeddings is None:
+        raise ValueError("target: one of target and target_embeddings must be given unless beta is 0")
+    return {
+        "embeddings": sets,
+        "triplets": judged.triplets,
+        "triplet_places": judged.places,
+        "triplet_starts": judged.starts,
+        "target": pairs.target if correlated else None,
+        "target_embeddings": pairs.target_embeddings if correlated else None,
+        "mask": pairs.mask,
+        "weights": pairs.weights,
+        "triplet_weights": judged.weights,
+        "triplet_targets": judged.targets,
+        "lengths": lengths,
+    }
+
+
 def _check_lengths(embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     if embeddings.dim() != 3:
         raise ValueError(f"lengths: need embeddings (B, N, D), got {tuple(embeddings.shape)}")
@@ -352,4 +428,5 @@ def _check_lengths(embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Ten
     return lengths
 
 
+dispatch.register("hybrid_loss", "triton", "bgs_kernels.hybrid_loss.fused")
 dispatch.register("hybrid_loss", "reference", "bgs_kernels.hybrid_loss.reference")

@@ -32,6 +32,8 @@ def hybrid_loss(
     triplets: torch.Tensor,
     target: torch.Tensor | None = None,
     *,
+    triplet_places: torch.Tensor | None = None,
+    triplet_starts: torch.Tensor | None = None,
     target_embeddings: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
@@ -56,6 +58,7 @@ def hybrid_loss(
     Args:
         embeddings: (B, N, D), any floating dtype.
         triplets: (B, T, 3) integer rows (i, j, k); k is the odd one.
+        triplet_places, triplet_starts: those of a ``TripletIndex``, for other backends; they decide nothing here.
         target, target_embeddings, mask, weights, target_metric: as in ``bgs_kernels.rsa.reference.observed_pairs``;
             without a target the correlation is NaN.
         triplet_weights, triplet_targets, triplet, temperature, margin: as ``weights``, ``targets``, ``form``,

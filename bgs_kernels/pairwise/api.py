@@ -43,4 +43,5 @@ def pairwise_distance(
     return distances
 
 
+dispatch.register("pairwise_distance", "triton", "bgs_kernels.pairwise.fused")
 dispatch.register("pairwise_distance", "reference", "bgs_kernels.pairwise.reference")

@@ -148,4 +148,5 @@ def check_pairs(
     return Pairs(target, target_embeddings, mask, weights)
 
 
+dispatch.register("rsa_correlation", "triton", "bgs_kernels.rsa.fused")
 dispatch.register("rsa_correlation", "reference", "bgs_kernels.rsa.reference")

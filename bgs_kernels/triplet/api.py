@@ -9,6 +9,7 @@ import torch
 from bgs_kernels import dispatch
 from bgs_kernels.checks import check_choice, check_number, check_sets, check_weights, per_set, readable
 from bgs_kernels.pairwise.reference import METRICS
+from bgs_kernels.triplet.index import TripletIndex, check_range, place_of, repeats_an_item
 from bgs_kernels.triplet.reference import FORMS
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -20,7 +21,7 @@ SHARES_TOLERANCE = 1e-2
 
 def triplet_loss(
     embeddings: torch.Tensor,
-    triplets: torch.Tensor,
+    triplets: torch.Tensor | TripletIndex,
     *,
     form: str = "softmax",
     metric: str = "cosine",
@@ -37,7 +38,8 @@ def triplet_loss(
 
     Args:
         embeddings: (N, D) or, for several sets of items, (B, N, D); float16, bfloat16, float32 or float64.
-        triplets: (T, 3) or (B, T, 3) integer rows (i, j, k) of a set's embeddings; k is the odd one.
+        triplets: (T, 3) or (B, T, 3) integer rows (i, j, k) of a set's embeddings; k is the odd one. Or a
+            ``TripletIndex`` of them, which does once what would otherwise be done in every call.
         form: "softmax" (three-way cross-entropy) or "margin" (hinge on d_ij - d_ik, as published).
         metric: "cosine", "correlation", "euclidean", "sqeuclidean" or "dot".
         temperature: what distances are divided by in the softmax form, in units of distance.
@@ -54,7 +56,8 @@ def triplet_loss(
 
     Raises:
         TypeError: an argument is no tensor.
-        ValueError: a dtype, shape, device, index, weight or setting is not one of those.
+        ValueError: a dtype, shape, device, index, weight or setting is not one of those, or a ``TripletIndex`` is of
+            another number of rows.
     """
     check_choice("reduction", reduction, REDUCTIONS)
     check_triplet_settings("form", form, temperature=temperature, margin=margin, metric=metric)
@@ -63,7 +66,14 @@ def triplet_loss(
     losses: torch.Tensor = dispatch.run(
         "triplet_loss",
         backend,
-        {"embeddings": sets, "triplets": judged.triplets, "weights": judged.weights, "targets": judged.targets},
+        {
+            "embeddings": sets,
+            "triplets": judged.triplets,
+            "triplet_places": judged.places,
+            "triplet_starts": judged.starts,
+            "weights": judged.weights,
+            "targets": judged.targets,
+        },
         form=form,
         metric=metric,
         temperature=temperature,
@@ -74,9 +84,12 @@ def triplet_loss(
 
 @dataclass(frozen=True)
 class Judged:
-    """Checked triplets of every set: triplets (B, T, 3), weights (B, T), targets (B, T, 3)."""
+    """Checked triplets of every set: triplets (B, T, 3), weights (B, T), targets (B, T, 3) and, of a ``TripletIndex``,
+    places (B, 3T) and starts (B, N + 1)."""
 
     triplets: torch.Tensor
+    places: torch.Tensor | None
+    starts: torch.Tensor | None
     weights: torch.Tensor | None
     targets: torch.Tensor | None
 
@@ -102,7 +115,7 @@ def check_triplet_settings(form_name: str, form: str, *, temperature: float, mar
 
 def check_triplets(
     embeddings: torch.Tensor,
-    triplets: torch.Tensor,
+    triplets: torch.Tensor | TripletIndex,
     *,
     weights: torch.Tensor | None,
     targets: torch.Tensor | None,
@@ -114,7 +127,7 @@ def check_triplets(
 
     Args:
         embeddings: (N, D) or (B, N, D), checked.
-        triplets: (T, 3) or (B, T, 3) integer.
+        triplets: (T, 3) or (B, T, 3) integer, or an index of such.
         weights: (T,) or (B, T).
         targets: (T, 3) or (B, T, 3).
         form: "softmax" or "margin".
@@ -129,6 +142,11 @@ def check_triplets(
         ValueError: a dtype, shape, device or, on the CPU, a value is not as described. A triplet of weight 0 is
             padding: it only has to stay within the N rows.
     """
+    index = None
+    if isinstance(triplets, TripletIndex):
+        index, triplets = triplets, triplets.triplets
+        if index.rows != embeddings.shape[-2]:
+            raise ValueError(f"triplets: expected an index of {embeddings.shape[-2]} rows, got one of {index.rows}")
     triplets = per_set("triplets", triplets, ("T", 3), kind="an integer", embeddings=embeddings)
     count = triplets.shape[1]
     if weights is not None:
@@ -144,9 +162,13 @@ def check_triplets(
             check_weights(f"{prefix}targets", targets)
             _check_shares(f"{prefix}targets", embeddings, of_sets, weights)
         targets = of_sets
-    if readable(triplets):
+    if readable(triplets) and (index is None or not index.sound or lengths is not None):
         _check_rows(embeddings, triplets, weights, lengths)
-    return Judged(triplets, weights, targets)
+    if index is None:
+        return Judged(triplets, None, None, weights, targets)
+    # a set for all is one row of places, and expands like its triplets did
+    places, starts = (each.expand(len(triplets), -1) for each in (index.places, index.starts))
+    return Judged(triplets, places, starts, weights, targets)
 
 
 def reduce_sets(terms: torch.Tensor, reduction: str, *, batched: bool) -> torch.Tensor:
@@ -162,26 +184,18 @@ def _check_rows(
     embeddings: torch.Tensor, triplets: torch.Tensor, weights: torch.Tensor | None, lengths: torch.Tensor | None
 ) -> None:
     """Require the rows of every triplet to exist and those of one that counts to differ and not to be padding."""
-    rows = embeddings.shape[-2]
+    rows, batched = embeddings.shape[-2], embeddings.dim() == 3
     limits = torch.full(triplets.shape[:2], rows) if lengths is None else lengths[:, None].expand(triplets.shape[:2])
     if weights is not None:
         limits = torch.where(weights == 0, rows, limits)
-    outside = (triplets < 0) | (triplets >= limits.unsqueeze(-1))
-    if outside.any():
-        place = outside.nonzero()[0].tolist()
-        limit = int(limits[place[0], place[1]])
-        raise ValueError(
-            f"triplets: index {int(triplets[tuple(place)])} out of range for {limit} embeddings"
-            f" {_place(embeddings, place)}"
-        )
-    first, second, odd = triplets.unbind(-1)
-    repeated = (first == second) | (first == odd) | (second == odd)
+    check_range(triplets, limits, batched=batched)
+    repeated = repeats_an_item(triplets)
     if weights is not None:
         repeated = repeated & (weights != 0)
     if repeated.any():
         place = repeated.nonzero()[0].tolist()
-        row = triplets[tuple(place)].tolist()
-        raise ValueError(f"triplets: expected three different items, got {tuple(row)} {_place(embeddings, place)}")
+        row, where = tuple(triplets[tuple(place)].tolist()), place_of(place, batched=batched)
+        raise ValueError(f"triplets: expected three different items, got {row} {where}")
 
 
 def _check_shares(name: str, embeddings: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> None:
@@ -192,14 +206,9 @@ def _check_shares(name: str, embeddings: torch.Tensor, targets: torch.Tensor, we
         wrong = wrong & (weights != 0)
     if wrong.any():
         place = wrong.nonzero()[0].tolist()
-        total = float(sums[tuple(place)])
-        raise ValueError(
-            f"{name}: expected three shares that sum to 1, got a sum of {total:g} {_place(embeddings, place)}"
-        )
+        total, where = float(sums[tuple(place)]), place_of(place, batched=embeddings.dim() == 3)
+        raise ValueError(f"{name}: expected three shares that sum to 1, got a sum of {total:g} {where}")
 
 
-def _place(embeddings: torch.Tensor, place: list[int]) -> str:
-    return f"(set {place[0]}, row {place[1]})" if embeddings.dim() == 3 else f"(row {place[1]})"
-
-
+dispatch.register("triplet_loss", "triton", "bgs_kernels.triplet.fused")
 dispatch.register("triplet_loss", "reference", "bgs_kernels.triplet.reference")

@@ -20,6 +20,8 @@ def triplet_loss(
     embeddings: torch.Tensor,
     triplets: torch.Tensor,
     *,
+    triplet_places: torch.Tensor | None = None,
+    triplet_starts: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
     targets: torch.Tensor | None = None,
     form: str = "softmax",
@@ -32,6 +34,7 @@ def triplet_loss(
     Args:
         embeddings: (B, N, D), any floating dtype.
         triplets: (B, T, 3) integer rows (i, j, k) of embeddings; k is the odd one.
+        triplet_places, triplet_starts: those of a ``TripletIndex``, for other backends; they decide nothing here.
         weights, targets, form, temperature, margin: as in ``triplet_terms``.
         metric: the distance, one of ``bgs_kernels.pairwise.reference.METRICS``.
 
@@ -73,8 +76,8 @@ def pairs_of_triplets(matrix: torch.Tensor, triplets: torch.Tensor) -> torch.Ten
     Returns:
         (B, T, 3).
     """
-    triplets = triplets.long()
-    first, second = triplets[..., [0, 0, 1]], triplets[..., [1, 2, 2]]
+    i, j, k = triplets.long().unbind(-1)
+    first, second = torch.stack((i, i, j), -1), torch.stack((j, k, k), -1)
     places = torch.minimum(first, second) * matrix.shape[-1] + torch.maximum(first, second)
     return matrix.flatten(1).gather(1, places.flatten(1)).view(places.shape)
 

@@ -48,6 +48,35 @@ def test_auto_takes_the_first_that_serves(op):
     assert available_backends("answer") == ("native", "reference")
 
 
+def test_auto_passes_over_what_a_name_still_gets(op, monkeypatch):
+    asked = []
+
+    def small(request: Request) -> str | None:
+        asked.append(request.tensors["x"])
+        return "plain PyTorch is faster here" if len(request.tensors["x"]) < 3 else None
+
+    monkeypatch.setattr(sys.modules["fake_native"], "passes_over", small, raising=False)
+    x = X.double()
+    assert op(x) == "reference"
+    assert op(torch.ones(3, 3).double()) == "native"
+    assert len(asked) == 2
+    assert op(torch.ones(3, 3)) == "reference"
+    assert len(asked) == 2  # why_not comes first: what cannot serve is not asked what it prefers
+    assert why_not("answer", "native", Request({"x": x})) is None
+    assert available_backends("answer") == ("native", "reference")
+    with use_backend("auto"):
+        assert op(x) == "reference"
+    monkeypatch.setenv("BGS_BACKEND", "auto")
+    assert op(x) == "reference"
+    asked.clear()
+    assert op(x, "native") == "native"
+    with use_backend("native"):
+        assert op(x) == "native"
+    monkeypatch.setenv("BGS_BACKEND", "native")
+    assert op(x) == "native"
+    assert not asked
+
+
 def test_argument_before_use_backend_before_environment(op, monkeypatch):
     monkeypatch.setenv("BGS_BACKEND", "reference")
     assert op(X.double()) == "reference"

@@ -12,7 +12,7 @@ METRICS = ("cosine", "correlation", "euclidean", "sqeuclidean", "dot")
 
 
 def expected(x: torch.Tensor, y: torch.Tensor, metric: str) -> np.ndarray:
-    x, y = x.double().numpy(), y.double().numpy()
+    x, y = x.double().cpu().numpy(), y.double().cpu().numpy()
     return -x @ y.T if metric == "dot" else cdist(x, y, metric)
 
 
@@ -26,7 +26,7 @@ def test_equals_scipy(backend, dtype, tolerance, metric, rows, others, columns):
         assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         if metric == "euclidean" and other is None:  # the root magnifies what is left of a zero
             np.fill_diagonal(right, 0)
-        np.testing.assert_allclose(got, right, rtol=tolerance, atol=tolerance * max(1.0, abs(right).max()))
+        np.testing.assert_allclose(got.cpu(), right, rtol=tolerance, atol=tolerance * max(1.0, abs(right).max()))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -109,7 +109,7 @@ def test_scale_of_a_row_does_not_matter(backend, metric, scale):
 def test_nearly_parallel_rows_keep_their_precision(backend):
     x = torch.randn(50, 128) * 1e-3 + 1
     right = expected(x, x, "cosine")
-    got = pairwise_distance(x, metric="cosine", backend=backend).double().numpy()
+    got = pairwise_distance(x, metric="cosine", backend=backend).double().cpu().numpy()
     above = np.triu_indices(50, 1)
     assert (abs(got - right)[above] / right[above]).max() < 1e-3  # 1 - cos, term by term, is off by more than 10 %
 
@@ -136,7 +136,7 @@ def test_distance_that_overflows_is_not_a_number_that_fits(backend, metric):
 
 def test_autocast_changes_nothing(backend):
     x = torch.randn(9, 33)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         under = pairwise_distance(x, backend=backend)
     assert torch.equal(under, pairwise_distance(x, backend=backend))
 

@@ -15,10 +15,10 @@ NAN = float("nan")
 def by_numpy(distances, target, method, mask=None, weights=None):
     """Correlate over the upper triangle, leaving out what is NaN, masked or weighted with 0."""
     above = np.triu_indices(len(distances), 1)
-    d, h = np.asarray(distances, np.float64)[above], np.asarray(target, np.float64)[above]
-    w = np.ones_like(d) if weights is None else np.asarray(weights, np.float64)[above]
+    d, h = distances.double().cpu().numpy()[above], target.double().cpu().numpy()[above]
+    w = np.ones_like(d) if weights is None else weights.double().cpu().numpy()[above]
     if mask is not None:
-        w = w * np.asarray(mask)[above]
+        w = w * mask.cpu().numpy()[above]
     d, h, w = d[keep := ~np.isnan(h) & (w > 0)], h[keep], w[keep]
     if method == "spearman":
         return spearmanr(d, h).statistic

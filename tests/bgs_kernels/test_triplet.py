@@ -15,7 +15,7 @@ METRICS = ("cosine", "correlation", "euclidean", "sqeuclidean", "dot")
 
 
 def by_loop(embeddings, triplets, *, form, metric, temperature, margin, weights=None, targets=None):
-    x = embeddings.double().numpy()
+    x = embeddings.double().cpu().numpy()
     distances = -x @ x.T if metric == "dot" else cdist(x, x, metric)
     total = total_weight = 0.0
     for row, (i, j, k) in enumerate(triplets.tolist()):
@@ -278,7 +278,8 @@ def test_errors(arguments, message):
 
 def test_large_case_equals_vectorised_numpy(backend, random_triplets):
     x, triplets = torch.randn(250, 128), random_triplets(5000, rows=250)
-    unit = x.double().numpy() / np.linalg.norm(x.double().numpy(), axis=1, keepdims=True)
-    i, j, k = triplets.numpy().T
+    rows = x.double().cpu().numpy()
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    i, j, k = triplets.cpu().numpy().T
     hinge = np.maximum(0, (1 - (unit[i] * unit[j]).sum(1)) - (1 - (unit[i] * unit[k]).sum(1)) + 0.2)
     assert float(triplet_loss(x, triplets, form="margin", backend=backend)) == pytest.approx(hinge.mean(), rel=1e-6)

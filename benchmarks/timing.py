@@ -1,0 +1,238 @@
+"""How a benchmark measures: time, CUDA graphs, kernel launches, memory, and what the device itself can do."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+WARM_UP = 3
+"""Calls before anything is timed: they compile, fill caches and wake the clocks."""
+
+RUNS = (5, 200)
+"""The fewest and the most calls that a time is the median of."""
+
+SLOW = 5
+"""A step that takes longer than this many times the time allowed for all calls is warmed up twice and timed twice."""
+
+GEMM_SIZE = 8192
+CPU_GEMM_SIZE = 1024
+COPY_BYTES = 2 << 30
+CPU_COPY_BYTES = 64 << 20
+
+GEMMS = {
+    "bfloat16": (torch.bfloat16, "highest"),
+    "float32 highest": (torch.float32, "highest"),
+    "float32 high": (torch.float32, "high"),
+}
+"""The matrix products whose rate is a ceiling: dtype and float32 precision by the mode they bound."""
+
+
+def timed(
+    step: Callable[..., Any],
+    *,
+    device: torch.device,
+    prepare: Callable[[], tuple[Any, ...]] = tuple,
+    seconds: float = 0.3,
+) -> dict[str, float]:
+    """Time calls of a step, each one started on an idle device with cold caches.
+
+    On CUDA the time between two events is taken, the first recorded when all earlier work is done: it includes what the
+    host needs to launch the step, which no earlier work hides. The second-level cache is overwritten before each call.
+
+    Args:
+        step: what is timed; its result is dropped.
+        device: where it runs.
+        prepare: gives the arguments of the next call, untimed.
+        seconds: about how long to go on.
+
+    Returns:
+        ``median_ms``, the quartiles ``low_ms`` and ``high_ms``, and ``runs``.
+    """
+    once = _once_on_cuda(step, prepare, device) if device.type == "cuda" else _once_on_cpu(step, prepare)
+    once()  # may compile
+    for _ in range(WARM_UP - 1):
+        begin = time.perf_counter()
+        once()
+        slow = time.perf_counter() - begin > SLOW * seconds
+        if slow:
+            break
+    fewest, most = (2, 2) if slow else RUNS
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < fewest or (len(times) < most and time.perf_counter() - begin < seconds):
+        times.append(once())
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return {"median_ms": median, "low_ms": low, "high_ms": high, "runs": len(times)}
+
+
+def _once_on_cuda(
+    step: Callable[..., Any], prepare: Callable[[], tuple[Any, ...]], device: torch.device
+) -> Callable[[], float]:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    spoiler = torch.empty(2 * cache, dtype=torch.int8, device=device)
+
+    def once() -> float:
+        arguments = prepare()
+        spoiler.zero_()
+        torch.cuda.synchronize(device)
+        start.record()
+        step(*arguments)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    return once
+
+
+def _once_on_cpu(step: Callable[..., Any], prepare: Callable[[], tuple[Any, ...]]) -> Callable[[], float]:
+    def once() -> float:
+        arguments = prepare()
+        begin = time.perf_counter()
+        step(*arguments)
+        return 1e3 * (time.perf_counter() - begin)
+
+    return once
+
+
+class WaitsForDevice(RuntimeError):
+    """A step waits for the device somewhere: it cannot be captured in a CUDA graph."""
+
+
+def captured(step: Callable[[], Any], *, device: torch.device) -> Callable[[], None]:
+    """Capture a step in a CUDA graph.
+
+    Args:
+        step: takes nothing and works on tensors that stay where they are.
+        device: a CUDA device.
+
+    Returns:
+        what replays the graph.
+
+    Raises:
+        WaitsForDevice: the step does; nothing was captured.
+        RuntimeError: it cannot be captured for another reason. Memory may stay allocated: end the process soon.
+    """
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            step()
+        torch.cuda.synchronize(device)
+        # a capture that fails half-way can leave the allocator unable to free memory: the usual cause is found first
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        except RuntimeError as error:
+            if "synchronizing" not in str(error):
+                raise
+            raise WaitsForDevice(f"the step waits for the device: {str(error).splitlines()[0][:200]}") from None
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+            torch.cuda.synchronize(device)
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    return graph.replay
+
+
+def launches(step: Callable[..., Any], *, prepare: Callable[[], tuple[Any, ...]] = tuple) -> dict[str, Any]:
+    """Count what one call of a step launches on a CUDA device. The profiler stays attached to the process afterwards:
+    time nothing there.
+
+    Args:
+        step: the step.
+        prepare: gives the arguments of the next call, uncounted.
+
+    Returns:
+        ``kernels``, ``memsets``, ``copies``, and ``names``: how often each kernel ran, the most frequent first.
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    for _ in range(WARM_UP):
+        step(*prepare())
+    arguments = prepare()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=activities) as profile:
+        step(*arguments)
+        torch.cuda.synchronize()
+    names = Counter(
+        event.name
+        for event in profile.events() or ()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+        and not getattr(event, "is_user_annotation", False)
+        and event.name != "Activity Buffer Request"
+    )
+    memsets = sum(count for name, count in names.items() if name.startswith("Memset"))
+    copies = sum(count for name, count in names.items() if name.startswith("Memcpy"))
+    return {
+        "kernels": names.total() - memsets - copies,
+        "memsets": memsets,
+        "copies": copies,
+        "names": {name[:100]: count for name, count in names.most_common(20)},
+    }
+
+
+def peak_bytes(step: Callable[[], Any], *, device: torch.device) -> int | None:
+    """Measure how much memory a step needs at its peak beyond what is allocated already, its result included.
+
+    Args:
+        step: the step, warm.
+        device: where it runs.
+
+    Returns:
+        bytes, or None where the allocator does not count them: on a CPU.
+    """
+    if device.type != "cuda":
+        return None
+    gc.collect()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = step()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device) - before
+    del result
+    return peak
+
+
+def ceilings(device: torch.device) -> dict[str, Any]:
+    """Measure what the device reaches in large plain operations on random data.
+
+    Args:
+        device: the device.
+
+    Returns:
+        ``bytes_per_second`` of a copy, reads and writes counted; ``flops`` of a square matrix product by mode
+        (``GEMMS``); and the sizes of both.
+    """
+    cuda = device.type == "cuda"
+    size, count = (GEMM_SIZE, COPY_BYTES) if cuda else (CPU_GEMM_SIZE, CPU_COPY_BYTES)
+    source = torch.randint(-128, 128, (count,), dtype=torch.int8, device=device)
+    sink = torch.empty_like(source)
+    copy = timed(sink.copy_, device=device, prepare=lambda: (source,))
+    flops: dict[str, float] = {}
+    before = torch.get_float32_matmul_precision()
+    for name, (dtype, precision) in GEMMS.items():
+        torch.set_float32_matmul_precision(precision)
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        product = torch.empty_like(left)
+
+        def multiply(left: torch.Tensor = left, right: torch.Tensor = right, out: torch.Tensor = product) -> None:
+            torch.mm(left, right, out=out)
+
+        flops[name] = 2e3 * size**3 / timed(multiply, device=device)["median_ms"]
+    torch.set_float32_matmul_precision(before)
+    return {
+        "bytes_per_second": 2e3 * count / copy["median_ms"],
+        "flops": flops,
+        "gemm_size": size,
+        "copy_bytes": count,
+    }
