@@ -101,7 +101,7 @@ def forward_tiles(
         capability: that of the device, None where it has none or another than those known.
     """
     if rows <= 512:  # 36 programs at 250 rows
-        return Tiles(32, 32, power_of_two(columns, 16, 64 if raw else 16), warps=8 if heavy else 4, stages=2)
+        return Tiles(32, 32, power_of_two(columns, 16, 64 if raw else 16), warps=4, stages=2)
     if raw:
         inner = power_of_two(columns, 16, 64)
         if rows > 4096 and not heavy and capability == (9, 0):
@@ -109,7 +109,9 @@ def forward_tiles(
         return Tiles(64, 64, inner, warps=8, stages=3)
     if precision == "ieee":
         return Tiles(64, 64, 16, warps=8, stages=2)
-    return Tiles(64, 64, power_of_two(columns, 16, 32 if capability in LARGE else 16), warps=8, stages=2)
+    if capability not in LARGE:
+        return Tiles(32, 32, 16, warps=4, stages=2)
+    return Tiles(64, 64, power_of_two(columns, 16, 32), warps=8, stages=2)
 
 
 def backward_tiles(
@@ -132,7 +134,7 @@ def backward_tiles(
     if raw:
         inner = power_of_two(columns, 16, 64)
         if small:
-            return Tiles(16, 32, min(inner, 32), width=width, warps=8, panel=panel)
+            return Tiles(16, 16 if panel else 32, inner, width=width, warps=8, panel=panel)
         if capability not in LARGE:
             return Tiles(32, 32, inner, width=width, warps=8, panel=panel)
         return Tiles(64, 32 if heavy else 64, inner, width=width, warps=8, stages=3, panel=panel)

@@ -18,7 +18,7 @@ from bgs_kernels.hybrid_loss.kernels import (
     pairs_bwd_kernel,
     pairs_bwd_panels_kernel,
 )
-from bgs_kernels.pairwise.fused import FUSION, INTERPRETED, ROWS, is_raw, precision
+from bgs_kernels.pairwise.fused import FUSION, INTERPRETED, ROWS, is_raw, on_device_of, precision
 from bgs_kernels.rsa.kernels import MOMENTS
 from bgs_kernels.triplet.index import build_places
 from bgs_kernels.triplet.kernels import triplet_bwd_kernel
@@ -142,107 +142,108 @@ def launch_forward(
         derivatives: (B, T, 3) float32, or (B, N, N) int64 sums over the upper triangle; the moments (B, 10, n) of
         tiles, n the same on every rank; and the sums (B, 3, m) of triplet blocks.
     """
-    x, y, kind = given.x, given.target_rows, given.kind
-    sets, rows, columns = x.shape
-    count = given.triplets.shape[1]
-    target_columns = 0 if y is None else y.shape[2]
-    raw = is_raw(x, settings.metric)
-    heavy = kind == "rows" or given.weights is not None or given.mask is not None
-    if tiles is None:
-        tiles = tuning.forward_tiles(
-            rows, columns, raw=raw, precision=precision(), heavy=heavy, capability=tuning.capability(x.device)
-        )
-        if kind != "none" and shard is None:
-            search = functools.partial(launch_forward, given, settings, with_gradient=False, pair_sums=False)
-            tiles = tuning.autotuned(
-                tuning_key("forward", given, settings, heavy),
-                tiles,
-                tuning.FORWARD_CANDIDATES,
-                lambda candidate: search(tiles=candidate),
+    with on_device_of(given.x):
+        x, y, kind = given.x, given.target_rows, given.kind
+        sets, rows, columns = x.shape
+        count = given.triplets.shape[1]
+        target_columns = 0 if y is None else y.shape[2]
+        raw = is_raw(x, settings.metric)
+        heavy = kind == "rows" or given.weights is not None or given.mask is not None
+        if tiles is None:
+            tiles = tuning.forward_tiles(
+                rows, columns, raw=raw, precision=precision(), heavy=heavy, capability=tuning.capability(x.device)
             )
-    block_rows, block_columns = triplet_blocks(count, columns)
+            if kind != "none" and shard is None:
+                search = functools.partial(launch_forward, given, settings, with_gradient=False, pair_sums=False)
+                tiles = tuning.autotuned(
+                    tuning_key("forward", given, settings, heavy),
+                    tiles,
+                    tuning.FORWARD_CANDIDATES,
+                    lambda candidate: search(tiles=candidate),
+                )
+        block_rows, block_columns = triplet_blocks(count, columns)
 
-    n_tiles = tile_first = tile_last = 0
-    band = 1
-    if kind != "none":
-        n_blocks = tuning.blocks(rows, tiles.rows)
-        band = min(BAND, max(n_blocks // 16, 1))
-        n_tiles = tile_last = upper_tiles(n_blocks, band)
-        if shard is not None:
-            n_tiles = tuning.blocks(tile_last, shard.ranks)
-            tile_first = shard.rank * n_tiles
-    n_triplet_blocks = tuning.blocks(count, block_rows)
+        n_tiles = tile_first = tile_last = 0
+        band = 1
+        if kind != "none":
+            n_blocks = tuning.blocks(rows, tiles.rows)
+            band = min(BAND, max(n_blocks // 16, 1))
+            n_tiles = tile_last = upper_tiles(n_blocks, band)
+            if shard is not None:
+                n_tiles = tuning.blocks(tile_last, shard.ranks)
+                tile_first = shard.rank * n_tiles
+        n_triplet_blocks = tuning.blocks(count, block_rows)
 
-    with_pair_sums = pair_sums and with_gradient
-    options: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
-    losses = torch.empty(sets, **options)
-    terms = torch.empty((3, sets), **options)
-    buffer = torch.empty(state_size(sets, rows, columns, target_columns), **options)
-    state = State(buffer, sets, rows, columns, target_columns)
-    partial = torch.empty(sets * (MOMENTS.value * n_tiles + 3 * n_triplet_blocks), **options)
-    halves = [sets * MOMENTS.value * n_tiles, sets * 3 * n_triplet_blocks]
-    moments, triplet_sums = torch.split(partial, halves)  # type: ignore[no-untyped-call]
-    moments = moments.view(sets, MOMENTS.value, n_tiles)
-    triplet_sums = triplet_sums.view(sets, 3, n_triplet_blocks)
-    tickets = torch.empty(sets, dtype=torch.int32, device=x.device)
-    if with_pair_sums:
-        by_distance = torch.empty((sets, rows, rows), dtype=torch.int64, device=x.device)
-    else:
-        by_distance = torch.empty((sets, count if with_gradient else 0, 3), **options)
-    n_row_programs = (tuning.blocks(rows, ROWS) + 1) * (2 if kind == "rows" else 1)
-    weight_sums = terms
-    if with_pair_sums and given.triplet_weights is not None:
-        weight_sums = torch.empty((sets, n_row_programs), dtype=torch.float64, device=x.device)
+        with_pair_sums = pair_sums and with_gradient
+        options: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
+        losses = torch.empty(sets, **options)
+        terms = torch.empty((3, sets), **options)
+        buffer = torch.empty(state_size(sets, rows, columns, target_columns), **options)
+        state = State(buffer, sets, rows, columns, target_columns)
+        partial = torch.empty(sets * (MOMENTS.value * n_tiles + 3 * n_triplet_blocks), **options)
+        halves = [sets * MOMENTS.value * n_tiles, sets * 3 * n_triplet_blocks]
+        moments, triplet_sums = torch.split(partial, halves)  # type: ignore[no-untyped-call]
+        moments = moments.view(sets, MOMENTS.value, n_tiles)
+        triplet_sums = triplet_sums.view(sets, 3, n_triplet_blocks)
+        tickets = torch.empty(sets, dtype=torch.int32, device=x.device)
+        if with_pair_sums:
+            by_distance = torch.empty((sets, rows, rows), dtype=torch.int64, device=x.device)
+        else:
+            by_distance = torch.empty((sets, count if with_gradient else 0, 3), **options)
+        n_row_programs = (tuning.blocks(rows, ROWS) + 1) * (2 if kind == "rows" else 1)
+        weight_sums = terms
+        if with_pair_sums and given.triplet_weights is not None:
+            weight_sums = torch.empty((sets, n_row_programs), dtype=torch.float64, device=x.device)
 
-    x_strides, y_strides = x.stride(), strides(y, 3)
-    weight_strides = strides(given.triplet_weights, 2)
-    triplet_weights = numbers(given.triplet_weights, x)
-    words = {
-        "METRIC": settings.metric,
-        "TARGET_METRIC": settings.target_metric,
-        "TARGET": kind,
-        "HAS_LENGTHS": given.lengths is not None,
-        "HAS_TRIPLET_WEIGHTS": given.triplet_weights is not None,
-        "PAIR_SUMS": with_pair_sums,
-        **FUSION,
-    }
-    hybrid_rows_kernel[(n_row_programs, sets)](
-        x, state.x_stats, state.x_origin,
-        numbers(y, x), state.y_stats, state.y_origin,
-        numbers(given.lengths, x), tickets, by_distance, triplet_weights, weight_sums,
-        rows, columns, target_columns, count,
-        *x_strides, *y_strides, *weight_strides,
-        BM=ROWS, BK=tuning.power_of_two(columns, 16, 256), num_warps=4, **words,
-    )  # fmt: skip
-    words |= {
-        "RSA": settings.rsa,
-        "FORM": settings.form,
-        "RAW": raw,
-        "RAW_TARGET": is_raw(y, settings.target_metric),
-        "HAS_MASK": given.mask is not None,
-        "HAS_WEIGHTS": given.weights is not None,
-        "HAS_TRIPLETS": count > 0,
-        "HAS_TRIPLET_TARGETS": given.triplet_targets is not None,
-        "HAS_BETA": settings.beta != 0,
-        "WITH_GRADIENT": with_gradient,
-        "FINISH": shard is None,
-        "PRECISION": precision(),
-    }
-    hybrid_fwd_kernel[(max(n_tiles + n_triplet_blocks, 1), sets)](
-        x, state.x_stats, state.x_origin,
-        numbers(y, x), state.y_stats, state.y_origin,
-        numbers(given.target, x), numbers(given.mask, x), numbers(given.weights, x),
-        given.triplets, triplet_weights, numbers(given.triplet_targets, x), numbers(given.lengths, x),
-        moments, triplet_sums, tickets, by_distance, by_distance, weight_sums, losses, terms, state.slopes,
-        rows, columns, target_columns, count,
-        n_tiles, n_triplet_blocks, n_row_programs, tile_first, tile_last, band,
-        settings.alpha, settings.beta, settings.temperature, settings.margin,
-        *x_strides, *y_strides, *strides(given.target, 3), *strides(given.mask, 3), *strides(given.weights, 3),
-        *given.triplets.stride(), *weight_strides, *strides(given.triplet_targets, 3),
-        BM=tiles.rows, BK=tiles.inner, BT=block_rows, BD=block_columns, BC=COMBINED,
-        num_warps=tiles.warps, num_stages=tiles.stages, **words,
-    )  # fmt: skip
-    return losses, terms, buffer, by_distance, moments, triplet_sums
+        x_strides, y_strides = x.stride(), strides(y, 3)
+        weight_strides = strides(given.triplet_weights, 2)
+        triplet_weights = numbers(given.triplet_weights, x)
+        words = {
+            "METRIC": settings.metric,
+            "TARGET_METRIC": settings.target_metric,
+            "TARGET": kind,
+            "HAS_LENGTHS": given.lengths is not None,
+            "HAS_TRIPLET_WEIGHTS": given.triplet_weights is not None,
+            "PAIR_SUMS": with_pair_sums,
+            **FUSION,
+        }
+        hybrid_rows_kernel[(n_row_programs, sets)](
+            x, state.x_stats, state.x_origin,
+            numbers(y, x), state.y_stats, state.y_origin,
+            numbers(given.lengths, x), tickets, by_distance, triplet_weights, weight_sums,
+            rows, columns, target_columns, count,
+            *x_strides, *y_strides, *weight_strides,
+            BM=ROWS, BK=tuning.power_of_two(columns, 16, 256), num_warps=4, **words,
+        )  # fmt: skip
+        words |= {
+            "RSA": settings.rsa,
+            "FORM": settings.form,
+            "RAW": raw,
+            "RAW_TARGET": is_raw(y, settings.target_metric),
+            "HAS_MASK": given.mask is not None,
+            "HAS_WEIGHTS": given.weights is not None,
+            "HAS_TRIPLETS": count > 0,
+            "HAS_TRIPLET_TARGETS": given.triplet_targets is not None,
+            "HAS_BETA": settings.beta != 0,
+            "WITH_GRADIENT": with_gradient,
+            "FINISH": shard is None,
+            "PRECISION": precision(),
+        }
+        hybrid_fwd_kernel[(max(n_tiles + n_triplet_blocks, 1), sets)](
+            x, state.x_stats, state.x_origin,
+            numbers(y, x), state.y_stats, state.y_origin,
+            numbers(given.target, x), numbers(given.mask, x), numbers(given.weights, x),
+            given.triplets, triplet_weights, numbers(given.triplet_targets, x), numbers(given.lengths, x),
+            moments, triplet_sums, tickets, by_distance, by_distance, weight_sums, losses, terms, state.slopes,
+            rows, columns, target_columns, count,
+            n_tiles, n_triplet_blocks, n_row_programs, tile_first, tile_last, band,
+            settings.alpha, settings.beta, settings.temperature, settings.margin,
+            *x_strides, *y_strides, *strides(given.target, 3), *strides(given.mask, 3), *strides(given.weights, 3),
+            *given.triplets.stride(), *weight_strides, *strides(given.triplet_targets, 3),
+            BM=tiles.rows, BK=tiles.inner, BT=block_rows, BD=block_columns, BC=COMBINED,
+            num_warps=tiles.warps, num_stages=tiles.stages, **words,
+        )  # fmt: skip
+        return losses, terms, buffer, by_distance, moments, triplet_sums
 
 
 def tuning_key(direction: str, given: Inputs, settings: Settings, heavy: bool) -> tuple[object, ...]:
@@ -293,88 +294,97 @@ def launch_backward(
     Returns:
         (B, N, D), or (B, last - first, D) of a shard, in the dtype of the embeddings.
     """
-    x, y, kind = given.x, given.target_rows, given.kind
-    sets, rows, columns = x.shape
-    count = given.triplets.shape[1]
-    target_columns = 0 if y is None else y.shape[2]
-    state = State(buffer, sets, rows, columns, target_columns)
-    pair_sums = by_distance.dtype == torch.int64
-    if not settings.beta:
-        kind = "none"
-    first, last = (0, rows) if shard is None else (shard.first, shard.last)
-    gradient = torch.empty((sets, last - first, columns), dtype=x.dtype, device=x.device)
-    if not last - first:
-        return gradient
-    gathers = count > 0 and not pair_sums
-    words: dict[str, Any] = {"METRIC": settings.metric, "HAS_LENGTHS": given.lengths is not None, **FUSION}
-    lengths = numbers(given.lengths, x)
-    if gathers:
-        if places is None or starts is None:
-            places, starts = build_places(given.triplets, rows)
-        width = tuning.power_of_two(columns, 16, 4096)
-        triplet_bwd_kernel[(last - first, sets)](
-            x, state.x_stats, given.triplets, by_distance, places, starts, lengths,
-            state.slopes[4:], upstream, gradient,
-            first, rows, columns, count,
-            *x.stride(), *given.triplets.stride(), places.stride(0), starts.stride(0), SLOPES.value,
-            upstream.stride(0), *gradient.stride()[:2],
-            BE=256 if INTERPRETED else max(1, min(32, 4096 // width)), BD=width, num_warps=4, **words,
+    with on_device_of(given.x):
+        x, y, kind = given.x, given.target_rows, given.kind
+        sets, rows, columns = x.shape
+        count = given.triplets.shape[1]
+        target_columns = 0 if y is None else y.shape[2]
+        state = State(buffer, sets, rows, columns, target_columns)
+        pair_sums = by_distance.dtype == torch.int64
+        if not settings.beta:
+            kind = "none"
+        first, last = (0, rows) if shard is None else (shard.first, shard.last)
+        gradient = torch.empty((sets, last - first, columns), dtype=x.dtype, device=x.device)
+        if not last - first:
+            return gradient
+        gathers = count > 0 and not pair_sums
+        words: dict[str, Any] = {"METRIC": settings.metric, "HAS_LENGTHS": given.lengths is not None, **FUSION}
+        lengths = numbers(given.lengths, x)
+        if gathers:
+            if places is None or starts is None:
+                places, starts = build_places(given.triplets, rows)
+            width = tuning.power_of_two(columns, 16, 4096)
+            triplet_bwd_kernel[(last - first, sets)](
+                x, state.x_stats, given.triplets, by_distance, places, starts, lengths,
+                state.slopes[4:], upstream, gradient,
+                first, rows, columns, count,
+                *x.stride(), *given.triplets.stride(), places.stride(0), starts.stride(0), SLOPES.value,
+                upstream.stride(0), *gradient.stride()[:2],
+                BE=256 if INTERPRETED else max(1, min(32, 4096 // width)), BD=width, num_warps=4, **words,
+            )  # fmt: skip
+        if kind == "none" and not pair_sums:
+            return gradient if gathers else gradient.zero_()
+        raw = is_raw(x, settings.metric)
+        heavy = kind == "rows" or given.weights is not None or given.mask is not None
+        if tiles is None:
+            tiles = tuning.backward_tiles(
+                rows, columns, raw=raw, precision=precision(), heavy=heavy, capability=tuning.capability(x.device)
+            )
+            search = functools.partial(
+                launch_backward,
+                upstream,
+                given,
+                settings,
+                buffer,
+                by_distance,
+                places=places,
+                starts=starts,
+                shard=shard,
+            )
+            tiles = tuning.autotuned(
+                tuning_key("backward", given, settings, heavy),
+                tiles,
+                tuning.BACKWARD_CANDIDATES,
+                lambda candidate: search(tiles=candidate),
+            )
+        tensors = (
+            x, state.x_stats, state.x_origin,
+            numbers(y, x), state.y_stats, state.y_origin,
+            numbers(given.target, x), numbers(given.mask, x), numbers(given.weights, x), lengths,
+            by_distance, state.slopes, upstream, gradient,
         )  # fmt: skip
-    if kind == "none" and not pair_sums:
-        return gradient if gathers else gradient.zero_()
-    raw = is_raw(x, settings.metric)
-    heavy = kind == "rows" or given.weights is not None or given.mask is not None
-    if tiles is None:
-        tiles = tuning.backward_tiles(
-            rows, columns, raw=raw, precision=precision(), heavy=heavy, capability=tuning.capability(x.device)
-        )
-        search = functools.partial(
-            launch_backward, upstream, given, settings, buffer, by_distance, places=places, starts=starts, shard=shard
-        )
-        tiles = tuning.autotuned(
-            tuning_key("backward", given, settings, heavy),
-            tiles,
-            tuning.BACKWARD_CANDIDATES,
-            lambda candidate: search(tiles=candidate),
-        )
-    tensors = (
-        x, state.x_stats, state.x_origin,
-        numbers(y, x), state.y_stats, state.y_origin,
-        numbers(given.target, x), numbers(given.mask, x), numbers(given.weights, x), lengths,
-        by_distance, state.slopes, upstream, gradient,
-    )  # fmt: skip
-    sizes = (
-        rows, columns, target_columns,
-        *x.stride(), *strides(y, 3), *strides(given.target, 3), *strides(given.mask, 3), *strides(given.weights, 3),
-        upstream.stride(0), *gradient.stride()[:2],
-    )  # fmt: skip
-    words |= {
-        "TARGET_METRIC": settings.target_metric,
-        "TARGET": kind,
-        "RAW": raw,
-        "RAW_TARGET": is_raw(y, settings.target_metric),
-        "HAS_MASK": given.mask is not None,
-        "HAS_WEIGHTS": given.weights is not None,
-        "PAIR_SUMS": pair_sums,
-        "ADD": gathers,
-        "PRECISION": precision(),
-    }
-    blocks = {"BM": tiles.rows, "BN": tiles.others, "BK": tiles.inner, "BD": tiles.width}
-    n_blocks = tuning.blocks(last - first, tiles.rows)
-    if not tiles.panel:
-        pairs_bwd_kernel[(n_blocks, tuning.blocks(columns, tiles.width), sets)](
-            *tensors, first, last, *sizes, **blocks, num_warps=tiles.warps, num_stages=tiles.stages, **words
-        )
+        sizes = (
+            rows, columns, target_columns,
+            *x.stride(), *strides(y, 3), *strides(given.target, 3), *strides(given.mask, 3), *strides(given.weights, 3),
+            upstream.stride(0), *gradient.stride()[:2],
+        )  # fmt: skip
+        words |= {
+            "TARGET_METRIC": settings.target_metric,
+            "TARGET": kind,
+            "RAW": raw,
+            "RAW_TARGET": is_raw(y, settings.target_metric),
+            "HAS_MASK": given.mask is not None,
+            "HAS_WEIGHTS": given.weights is not None,
+            "PAIR_SUMS": pair_sums,
+            "ADD": gathers,
+            "PRECISION": precision(),
+        }
+        blocks = {"BM": tiles.rows, "BN": tiles.others, "BK": tiles.inner, "BD": tiles.width}
+        n_blocks = tuning.blocks(last - first, tiles.rows)
+        if not tiles.panel:
+            pairs_bwd_kernel[(n_blocks, tuning.blocks(columns, tiles.width), sets)](
+                *tensors, first, last, *sizes, **blocks, num_warps=tiles.warps, num_stages=tiles.stages, **words
+            )
+            return gradient
+        n_programs = min(n_blocks * sets, tuning.processors(x.device))
+        panels_dtype = torch.bfloat16 if raw and x.dtype == torch.bfloat16 else torch.float32
+        panels = torch.empty((n_programs, tiles.rows, tiles.panel), dtype=panels_dtype, device=x.device)
+        sums = torch.empty((n_programs, tiles.rows, columns), dtype=torch.float32, device=x.device)
+        pairs_bwd_panels_kernel[(n_programs,)](
+            *tensors, panels, sums, first, last, sets, *sizes, PANEL=tiles.panel, **blocks,
+            num_warps=tiles.warps, num_stages=tiles.stages, **words,
+        )  # fmt: skip
         return gradient
-    n_programs = min(n_blocks * sets, tuning.processors(x.device))
-    panels_dtype = torch.bfloat16 if raw and x.dtype == torch.bfloat16 else torch.float32
-    panels = torch.empty((n_programs, tiles.rows, tiles.panel), dtype=panels_dtype, device=x.device)
-    sums = torch.empty((n_programs, tiles.rows, columns), dtype=torch.float32, device=x.device)
-    pairs_bwd_panels_kernel[(n_programs,)](
-        *tensors, panels, sums, first, last, sets, *sizes, PANEL=tiles.panel, **blocks,
-        num_warps=tiles.warps, num_stages=tiles.stages, **words,
-    )  # fmt: skip
-    return gradient
 
 
 def launch_finish(
@@ -398,17 +408,18 @@ def launch_finish(
     Returns:
         losses (B,) and terms (3, B) triplet, r and accuracy, float32.
     """
-    sets, rows, columns = given.x.shape
-    target_columns = 0 if given.target_rows is None else given.target_rows.shape[2]
-    losses = torch.empty(sets, dtype=torch.float32, device=moments.device)
-    terms = torch.empty((3, sets), dtype=torch.float32, device=moments.device)
-    hybrid_finish_kernel[(sets,)](
-        moments, triplet_sums, losses, terms, State(buffer, sets, rows, columns, target_columns).slopes,
-        moments.shape[2], triplet_sums.shape[2], settings.alpha, settings.beta, settings.temperature,
-        METRIC=settings.metric, TARGET_METRIC=settings.target_metric, TARGET=given.kind, RSA=settings.rsa,
-        FORM=settings.form, PAIR_SUMS=pair_sums, HAS_BETA=settings.beta != 0, BC=COMBINED, num_warps=4, **FUSION,
-    )  # fmt: skip
-    return losses, terms
+    with on_device_of(given.x):
+        sets, rows, columns = given.x.shape
+        target_columns = 0 if given.target_rows is None else given.target_rows.shape[2]
+        losses = torch.empty(sets, dtype=torch.float32, device=moments.device)
+        terms = torch.empty((3, sets), dtype=torch.float32, device=moments.device)
+        hybrid_finish_kernel[(sets,)](
+            moments, triplet_sums, losses, terms, State(buffer, sets, rows, columns, target_columns).slopes,
+            moments.shape[2], triplet_sums.shape[2], settings.alpha, settings.beta, settings.temperature,
+            METRIC=settings.metric, TARGET_METRIC=settings.target_metric, TARGET=given.kind, RSA=settings.rsa,
+            FORM=settings.form, PAIR_SUMS=pair_sums, HAS_BETA=settings.beta != 0, BC=COMBINED, num_warps=4, **FUSION,
+        )  # fmt: skip
+        return losses, terms
 
 
 __all__ = ["CLEAR", "Inputs", "Settings", "Shard", "State", "launch_backward", "launch_finish", "launch_forward"]

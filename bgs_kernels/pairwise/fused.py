@@ -5,6 +5,7 @@ implementation that dispatch calls. Whether the kernels can serve a call, all op
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -70,6 +71,12 @@ def is_eager(tensor: torch.Tensor) -> bool:
     return type(tensor) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
 
 
+def on_device_of(tensor: torch.Tensor) -> AbstractContextManager[None]:
+    """Make the device of a tensor the current one, on which kernels are launched whatever they are given."""
+    context: AbstractContextManager[None] = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
+    return context
+
+
 def precision() -> str:
     """Give the precision of float32 products that ``torch.set_float32_matmul_precision`` asks for, in Triton's word."""
     return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
@@ -86,32 +93,38 @@ def pairwise_distance_forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute the distances (B, N, M) of rows x (B, N, D) to rows y (B, M, D), x itself by default, and what the
     backward needs: the statistics (B, 3, N) and (B, 3, M) of the rows and their origin (B, D)."""
-    sets, rows, columns = x.shape
-    others = x if y is None else y
-    count = others.shape[1]
-    options: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
-    x_stats = torch.empty((sets, 3, rows), **options)
-    y_stats = torch.empty((sets, 3, 0 if y is None else count), **options)
-    origin = torch.empty((sets, columns), **options)
-    distances = torch.empty((sets, rows, count), **options)
-    if not distances.numel():
+    with on_device_of(x):
+        sets, rows, columns = x.shape
+        others = x if y is None else y
+        count = others.shape[1]
+        options: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
+        x_stats = torch.empty((sets, 3, rows), **options)
+        y_stats = torch.empty((sets, 3, 0 if y is None else count), **options)
+        origin = torch.empty((sets, columns), **options)
+        distances = torch.empty((sets, rows, count), **options)
+        if not distances.numel():
+            return distances, x_stats, y_stats, origin
+        strides = (*x.stride(), *others.stride())
+        n_programs = tuning.blocks(rows, ROWS) + 1 + (0 if y is None else tuning.blocks(count, ROWS))
+        pairwise_rows_kernel[(n_programs, sets)](
+            x, x_stats, origin, others, y_stats, rows, count, columns, *strides,
+            METRIC=metric, BM=ROWS, BK=tuning.power_of_two(columns, 16, 256), num_warps=4, **FUSION,
+        )  # fmt: skip
+        raw = is_raw(x, metric)
+        tiles = tuning.forward_tiles(
+            max(rows, count),
+            columns,
+            raw=raw,
+            precision=precision(),
+            heavy=True,
+            capability=tuning.capability(x.device),
+        )
+        pairwise_fwd_kernel[(tuning.blocks(rows, tiles.rows) * tuning.blocks(count, tiles.rows), sets)](
+            x, x_stats, others, x_stats if y is None else y_stats, origin, distances, rows, count, columns, *strides,
+            METRIC=metric, RAW=raw, PRECISION=precision(), BM=tiles.rows, BK=tiles.inner,
+            num_warps=tiles.warps, num_stages=tiles.stages, **FUSION,
+        )  # fmt: skip
         return distances, x_stats, y_stats, origin
-    strides = (*x.stride(), *others.stride())
-    n_programs = tuning.blocks(rows, ROWS) + 1 + (0 if y is None else tuning.blocks(count, ROWS))
-    pairwise_rows_kernel[(n_programs, sets)](
-        x, x_stats, origin, others, y_stats, rows, count, columns, *strides,
-        METRIC=metric, BM=ROWS, BK=tuning.power_of_two(columns, 16, 256), num_warps=4, **FUSION,
-    )  # fmt: skip
-    raw = is_raw(x, metric)
-    tiles = tuning.forward_tiles(
-        max(rows, count), columns, raw=raw, precision=precision(), heavy=True, capability=tuning.capability(x.device)
-    )
-    pairwise_fwd_kernel[(tuning.blocks(rows, tiles.rows) * tuning.blocks(count, tiles.rows), sets)](
-        x, x_stats, others, x_stats if y is None else y_stats, origin, distances, rows, count, columns, *strides,
-        METRIC=metric, RAW=raw, PRECISION=precision(), BM=tiles.rows, BK=tiles.inner,
-        num_warps=tiles.warps, num_stages=tiles.stages, **FUSION,
-    )  # fmt: skip
-    return distances, x_stats, y_stats, origin
 
 
 @pairwise_distance_forward.register_fake
@@ -135,27 +148,28 @@ def pairwise_distance_backward(
     symmetric: bool,
 ) -> torch.Tensor:
     """Compute the gradient (B, N, D) by rows x of distances (B, N, M) to rows y; ``symmetric`` if y is x."""
-    sets, rows, columns = x.shape
-    gradient = torch.empty((sets, rows, columns), dtype=x.dtype, device=x.device)
-    if not distances.numel():
-        return gradient.zero_()
-    raw = is_raw(x, metric)
-    tiles = tuning.backward_tiles(
-        rows,
-        columns,
-        raw=raw,
-        precision=precision(),
-        heavy=True,
-        capability=tuning.capability(x.device),
-        panels=False,
-    )
-    pairwise_bwd_kernel[(tuning.blocks(rows, tiles.rows), tuning.blocks(columns, tiles.width), sets)](
-        x, x_stats, y, y_stats, origin, distances, upstream, gradient, rows, y.shape[1], columns,
-        *x.stride(), *y.stride(), *distances.stride(), *upstream.stride(),
-        METRIC=metric, RAW=raw, SYMMETRIC=symmetric, PRECISION=precision(),
-        BM=tiles.rows, BN=tiles.others, BD=tiles.width, num_warps=tiles.warps, num_stages=tiles.stages, **FUSION,
-    )  # fmt: skip
-    return gradient
+    with on_device_of(x):
+        sets, rows, columns = x.shape
+        gradient = torch.empty((sets, rows, columns), dtype=x.dtype, device=x.device)
+        if not distances.numel():
+            return gradient.zero_()
+        raw = is_raw(x, metric)
+        tiles = tuning.backward_tiles(
+            rows,
+            columns,
+            raw=raw,
+            precision=precision(),
+            heavy=True,
+            capability=tuning.capability(x.device),
+            panels=False,
+        )
+        pairwise_bwd_kernel[(tuning.blocks(rows, tiles.rows), tuning.blocks(columns, tiles.width), sets)](
+            x, x_stats, y, y_stats, origin, distances, upstream, gradient, rows, y.shape[1], columns,
+            *x.stride(), *y.stride(), *distances.stride(), *upstream.stride(),
+            METRIC=metric, RAW=raw, SYMMETRIC=symmetric, PRECISION=precision(),
+            BM=tiles.rows, BN=tiles.others, BD=tiles.width, num_warps=tiles.warps, num_stages=tiles.stages, **FUSION,
+        )  # fmt: skip
+        return gradient
 
 
 @pairwise_distance_backward.register_fake

@@ -80,12 +80,17 @@ def type_of(name: str, rows: str) -> str:
     raise KeyError(f"{name}: not known to {__file__}")
 
 
-def compiled(kernel: triton.JITFunction, rows: str, words: dict, warps: int, stages: int, target: int, even: bool):
-    """Compile a kernel as a launch with contiguous rows would (even), or with strides of any number."""
+def compiled(
+    kernel: triton.JITFunction, rows: str, words: dict, warps: int, stages: int, target: int, even: bool | None
+):
+    """Compile a kernel as a launch with contiguous rows would (even), with strides of any number (not even), or with
+    a single row, column and triplet (None)."""
     names = kernel.arg_names
     constants = {name: words[name] for name in names if name.isupper() and name not in SIZES}
     if even:
         constants |= {name: 1 for name in names if ONES.fullmatch(name)}
+    if even is None:  # a launch makes every 1 a constant
+        constants |= {name: 1 for name in names if name in SIZES or name.startswith("stride_")}
     signature, hints = {}, {}
     for place, name in enumerate(names):
         if name in constants:
@@ -194,6 +199,20 @@ def variants(target: int):
         (EVERYTHING, backward, back, hybrid.pairs_bwd_kernel),
     ):
         yield from once(kernel, "fp32", words | sizes, cut, even=False)
+        for metric in ("cosine", "dot"):
+            for target_kind in ("dense", "rows"):
+                one = {"METRIC": metric, "TARGET": target_kind, "TARGET_METRIC": metric}
+                yield from once(kernel, "fp32", words | sizes | one, cut, even=None)
+    for kernel, sizes in (
+        (hybrid.hybrid_rows_kernel, {"BM": 16, "BK": 256}),
+        (hybrid.hybrid_finish_kernel, {}),
+        (hybrid.pairs_bwd_panels_kernel, backward | {"PANEL": 1024}),
+        (triplet.triplet_bwd_kernel, {"BE": 4, "BD": 1024}),
+        (pairwise.pairwise_rows_kernel, {"BM": 16, "BK": 256}),
+        (pairwise.pairwise_fwd_kernel, forward),
+        (pairwise.pairwise_bwd_kernel, backward | {"SYMMETRIC": True}),
+    ):
+        yield from once(kernel, "bf16", EVERYTHING | sizes, plain, even=None)
 
 
 def main(target: int) -> None:

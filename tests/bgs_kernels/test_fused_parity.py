@@ -236,7 +236,7 @@ def evaluate(x, triplets, given, *, backend, dtype=None):
 
 ULPS = 8 * 2.0**-23
 """What a value may be off by, relative to the largest of itself, 1 and the distances it is made of, beside twice the
-error of the reference: that one is a single number and at times right to the last bit by luck. The worst of 500 draws
+error of the reference: that one is a single number and at times right to the last bit by luck. The worst seen
 needed 4.2 units of 2**-23."""
 
 GRADIENT_ULPS = {dtype: torch.finfo(dtype).eps / (1 if dtype == torch.float32 else 8) for dtype in DTYPES}
