@@ -100,6 +100,8 @@ def forward_tiles(
         heavy: whether a tile is more than distances and targets: weights, a mask or targets that are computed.
         capability: that of the device, None where it has none or another than those known.
     """
+    if INTERPRETED:  # whose cost is by operation, not by entry
+        return Tiles(32, 32, power_of_two(columns, 16, 256))
     if rows <= 512:  # 36 programs at 250 rows
         return Tiles(32, 32, power_of_two(columns, 16, 64 if raw else 16), warps=4, stages=2)
     if raw:
