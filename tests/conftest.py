@@ -1,4 +1,5 @@
-"""What every test shares: no network, one thread, and the folder of real human data."""
+"""What every test shares: no network, one thread, kernels in the interpreter where there is no GPU, and the folder of
+real human data."""
 
 import os
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+if not torch.cuda.is_available():  # read where the kernels are first imported, which asking for backends does
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

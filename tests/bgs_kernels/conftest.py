@@ -2,14 +2,10 @@
 here; one that takes ``dtype`` as well, in every dtype that the backend serves. A new backend needs no new test.
 """
 
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():  # read where the kernels are first imported, which asking for backends does
-    os.environ["TRITON_INTERPRET"] = "1"
 
 from bgs_kernels import available_backends
 
