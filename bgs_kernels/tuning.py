@@ -106,7 +106,8 @@ def forward_tiles(
         return Tiles(32, 32, power_of_two(columns, 16, 64 if raw else 16), warps=4, stages=2)
     if raw:
         inner = power_of_two(columns, 16, 64)
-        if rows > 4096 and not heavy and capability == (9, 0):
+        # rows of targets that are not aligned to 16 bytes need an address, and so a register, for every entry
+        if rows > 4096 and rows % 16 == 0 and not heavy and capability == (9, 0):
             return Tiles(128, 128, inner, warps=8, stages=3)
         return Tiles(64, 64, inner, warps=8, stages=3)
     if precision == "ieee":

@@ -151,7 +151,12 @@ def launch_forward(
         heavy = kind == "rows" or given.weights is not None or given.mask is not None
         if tiles is None:
             tiles = tuning.forward_tiles(
-                rows, columns, raw=raw, precision=precision(), heavy=heavy, capability=tuning.capability(x.device)
+                rows,
+                columns,
+                raw=all_raw(given, settings),
+                precision=precision(),
+                heavy=heavy,
+                capability=tuning.capability(x.device),
             )
             if kind != "none" and shard is None:
                 search = functools.partial(launch_forward, given, settings, with_gradient=False, pair_sums=False)
@@ -246,6 +251,13 @@ def launch_forward(
         return losses, terms, buffer, by_distance, moments, triplet_sums
 
 
+def all_raw(given: Inputs, settings: Settings) -> bool:
+    """Say whether all rows are multiplied as they are: products of float32 need smaller tiles."""
+    return is_raw(given.x, settings.metric) and (
+        given.kind != "rows" or is_raw(given.target_rows, settings.target_metric)
+    )
+
+
 def tuning_key(direction: str, given: Inputs, settings: Settings, heavy: bool) -> tuple[object, ...]:
     """Say what the choice of tiles depends on."""
     of_rows = None if given.target_rows is None else given.target_rows.dtype
@@ -328,7 +340,12 @@ def launch_backward(
         heavy = kind == "rows" or given.weights is not None or given.mask is not None
         if tiles is None:
             tiles = tuning.backward_tiles(
-                rows, columns, raw=raw, precision=precision(), heavy=heavy, capability=tuning.capability(x.device)
+                rows,
+                columns,
+                raw=all_raw(given, settings),
+                precision=precision(),
+                heavy=heavy,
+                capability=tuning.capability(x.device),
             )
             search = functools.partial(
                 launch_backward,
