@@ -1,5 +1,5 @@
-// The Python module bgs_kernels._native: what it was built with. Kernels take raw pointers, sizes and a stream, so no
-// torch header is included here or anywhere in csrc.
+// The Python module bgs_kernels._native: what it was built with, and the functions that each subject binds. Kernels take
+// raw pointers, sizes and a stream, so no torch header is included here or anywhere in csrc.
 #include <pybind11/pybind11.h>
 
 #include <optional>
@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bind.h"
 #include "cuda_build.h"
 
 namespace py = pybind11;
@@ -80,4 +81,9 @@ PYBIND11_MODULE(_native, module) {
   module.def("build_info", &build_info,
              "Say what the module was built with: compiler, cxx_standard, openmp (yyyymm or None), cuda_compiler (or "
              "None) and cuda_architectures.");
+  bgs::bind_hybrid_loss(module);
+  bgs::bind_statistics(module);
+#if defined(BGS_CUDA_ARCHITECTURES)
+  bgs::bind_cuda(module);
+#endif
 }

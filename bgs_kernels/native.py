@@ -1,0 +1,43 @@
+"""The compiled module ``bgs_kernels._native``: whether it is there, how tensors are handed to it, and on how many threads
+it computes.
+"""
+
+from __future__ import annotations
+
+import torch
+
+try:
+    from bgs_kernels import _native as module
+except ImportError as error:
+    module = None  # type: ignore[assignment]
+    MISSING: str | None = f"bgs_kernels._native is not built: {error}"
+else:
+    MISSING = None
+
+__all__ = ["DTYPES", "MISSING", "argument", "module", "threads"]
+
+DTYPES = {
+    torch.float32: 0,
+    torch.float64: 1,
+    torch.float16: 2,
+    torch.bfloat16: 3,
+    torch.int64: 4,
+    torch.int32: 5,
+    torch.int16: 6,
+    torch.int8: 7,
+    torch.uint8: 8,
+    torch.bool: 9,
+}
+"""The numbers of dtypes in csrc/tensor.h."""
+
+Argument = tuple[int, int, tuple[int, ...]] | None
+
+
+def argument(tensor: torch.Tensor | None) -> Argument:
+    """Give what csrc takes for a tensor: its address, the number of its dtype, and its strides in elements."""
+    return None if tensor is None else (tensor.data_ptr(), DTYPES[tensor.dtype], tensor.stride())
+
+
+def threads() -> int:
+    """Say how many threads a call may use: as many as torch's own operators."""
+    return torch.get_num_threads()
