@@ -1,0 +1,43 @@
+// Launches the kernel of small sets.
+#include "cuda/hybrid_small.h"
+
+#include <cooperative_groups.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <string>
+
+#include "cuda/device.h"
+#include "cuda/hybrid_small_kernel.cuh"
+
+namespace bgs::cuda {
+
+namespace {
+
+// Two blocks on a multiprocessor: while one waits for memory the other computes.
+constexpr int kBlocksPerProcessor = 2;
+
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+    hybrid_small_kernel(const __grid_constant__ HybridSmall call, const __grid_constant__ HybridSmallPlan plan) {
+  __shared__ Shared shared;
+  hybrid_small(call, plan, shared, [] { cooperative_groups::this_grid().sync(); });
+}
+
+}  // namespace
+
+void launch_hybrid_small(const HybridSmall& call, void* workspace, int device, std::uintptr_t stream) {
+  const OnDevice on_device(device);
+  const std::string what = "launching the hybrid loss of " + std::to_string(call.sizes.sets) + " sets of " +
+                           std::to_string(call.sizes.rows) + " rows on device " + std::to_string(device);
+  HybridSmallPlan plan = plan_hybrid_small(call.sizes, workspace);
+  const std::int64_t resident =
+      resident_blocks(reinterpret_cast<const void*>(&hybrid_small_kernel), kThreads, device, what);
+  const auto blocks = static_cast<unsigned>(std::min(resident, useful_blocks(call.sizes, plan)));
+  HybridSmall copy = call;
+  void* arguments[] = {&copy, &plan};
+  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(&hybrid_small_kernel), dim3(blocks), dim3(kThreads),
+                                    arguments, 0, reinterpret_cast<cudaStream_t>(stream)),
+        what);
+}
+
+}  // namespace bgs::cuda
