@@ -14,13 +14,16 @@ namespace bgs::cuda {
 
 namespace {
 
-// Two blocks on a multiprocessor: while one waits for memory the other computes.
-constexpr int kBlocksPerProcessor = 2;
+// Tiles up to the second scale leave registers for two blocks on a multiprocessor: while one waits for memory the other
+// computes. The largest tiles have enough to compute themselves, and need the registers.
+constexpr int kNarrow = 2;
+constexpr int kWide = kMostScale;
 
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+template <int kLargestScale>
+__global__ void __launch_bounds__(kThreads, kLargestScale == kNarrow ? 2 : 1)
     hybrid_small_kernel(const __grid_constant__ HybridSmall call, const __grid_constant__ HybridSmallPlan plan) {
   __shared__ Shared shared;
-  hybrid_small(call, plan, shared, [] { cooperative_groups::this_grid().sync(); });
+  hybrid_small<kLargestScale>(call, plan, shared, [] { cooperative_groups::this_grid().sync(); });
 }
 
 }  // namespace
@@ -30,13 +33,15 @@ void launch_hybrid_small(const HybridSmall& call, void* workspace, int device, s
   const std::string what = "launching the hybrid loss of " + std::to_string(call.sizes.sets) + " sets of " +
                            std::to_string(call.sizes.rows) + " rows on device " + std::to_string(device);
   HybridSmallPlan plan = plan_hybrid_small(call.sizes, workspace);
-  const std::int64_t resident =
-      resident_blocks(reinterpret_cast<const void*>(&hybrid_small_kernel), kThreads, device, what);
+  const void* kernel = std::max(plan.pair_scale, plan.gradient_scale) <= kNarrow
+                           ? reinterpret_cast<const void*>(&hybrid_small_kernel<kNarrow>)
+                           : reinterpret_cast<const void*>(&hybrid_small_kernel<kWide>);
+  const std::int64_t resident = resident_blocks(kernel, kThreads, device, what);
   const auto blocks = static_cast<unsigned>(std::min(resident, useful_blocks(call.sizes, plan)));
   HybridSmall copy = call;
   void* arguments[] = {&copy, &plan};
-  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(&hybrid_small_kernel), dim3(blocks), dim3(kThreads),
-                                    arguments, 0, reinterpret_cast<cudaStream_t>(stream)),
+  check(cudaLaunchCooperativeKernel(kernel, dim3(blocks), dim3(kThreads), arguments, 0,
+                                    reinterpret_cast<cudaStream_t>(stream)),
         what);
 }
 

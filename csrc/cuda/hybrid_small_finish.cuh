@@ -174,6 +174,7 @@ __device__ inline void coefficients_of_tile(const HybridSmall& call, const Hybri
   }
 }
 
+template <int kLargestScale>
 __device__ inline void finish_sets(const HybridSmall& call, const HybridSmallPlan& plan, Shared& shared) {
   const HybridSmallSizes& sizes = call.sizes;
   const bool with_tiles = sizes.gradient && plan.tiles > 0;
@@ -198,7 +199,8 @@ __device__ inline void finish_sets(const HybridSmall& call, const HybridSmallPla
     switch (plan.pair_scale) {
       case 1: coefficients_of_tile<1>(call, plan, set, tile, terms, shared); break;
       case 2: coefficients_of_tile<2>(call, plan, set, tile, terms, shared); break;
-      default: coefficients_of_tile<4>(call, plan, set, tile, terms, shared);
+      default:
+        if constexpr (kLargestScale == 4) coefficients_of_tile<4>(call, plan, set, tile, terms, shared);
     }
   }
 }

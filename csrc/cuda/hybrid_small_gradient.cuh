@@ -16,6 +16,7 @@ __device__ inline void gradient_of_tile(const HybridSmall& call, const HybridSma
   constexpr int kTile = kSide * kScale, kTileDepth = kDepth / kScale, kPitch = kTileDepth + 4;
   constexpr int kFours = kTileDepth / 4, kColumnFours = kTile / 4;
   constexpr int kLoads = kTile * kFours / kThreads;
+  constexpr int kSplit = kSplitOf<kScale>;
   const int count = call.sizes.rows, columns = call.sizes.columns;
   const int i_first = row_tile * kTile, d_first = column_tile * kTile;
   const std::int64_t of_set = set * count;
@@ -64,6 +65,8 @@ __device__ inline void gradient_of_tile(const HybridSmall& call, const HybridSma
     __syncthreads();
     if (k_first + kTileDepth < count) load(k_first + kTileDepth);
     const int fours = count - k_first < kTileDepth ? (count - k_first + 3) / 4 : kFours;
+    float products[kScale][kScale][kSplit] = {};  // of one panel: a sum of short sums is more precise than a long one
+#pragma unroll kUnrollOf<kScale>
     for (int k = 0; k < fours; ++k) {
       Four a[kScale];
 #pragma unroll
@@ -77,9 +80,14 @@ __device__ inline void gradient_of_tile(const HybridSmall& call, const HybridSma
 #pragma unroll
         for (int m = 0; m < kScale; ++m) {
 #pragma unroll
-          for (int n = 0; n < kScale; ++n) sums[m][n] += a[m].v[v] * b[n];
+          for (int n = 0; n < kScale; ++n) products[m][n][v % kSplit] += a[m].v[v] * b[n];
         }
       }
+    }
+#pragma unroll
+    for (int m = 0; m < kScale; ++m) {
+#pragma unroll
+      for (int n = 0; n < kScale; ++n) sums[m][n] += sum_of_split(products[m][n]);
     }
     __syncthreads();
   }
@@ -108,6 +116,7 @@ __device__ inline void gradient_of_tile(const HybridSmall& call, const HybridSma
   }
 }
 
+template <int kLargestScale>
 __device__ inline void differentiate(const HybridSmall& call, const HybridSmallPlan& plan, Shared& shared) {
   const std::int64_t of_one_set = static_cast<std::int64_t>(plan.row_tiles) * plan.column_tiles;
   const Share share = share_of_block(call.sizes.sets * of_one_set);
@@ -118,7 +127,8 @@ __device__ inline void differentiate(const HybridSmall& call, const HybridSmallP
     switch (plan.gradient_scale) {
       case 1: gradient_of_tile<1>(call, plan, set, row_tile, column_tile, shared); break;
       case 2: gradient_of_tile<2>(call, plan, set, row_tile, column_tile, shared); break;
-      default: gradient_of_tile<4>(call, plan, set, row_tile, column_tile, shared);
+      default:
+        if constexpr (kLargestScale == 4) gradient_of_tile<4>(call, plan, set, row_tile, column_tile, shared);
     }
   }
 }

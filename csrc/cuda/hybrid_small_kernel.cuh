@@ -18,7 +18,7 @@
 namespace bgs::cuda {
 
 // `sync_grid` waits until every block is there and can see what the others wrote.
-template <typename SyncGrid>
+template <int kLargestScale, typename SyncGrid>
 __device__ inline void hybrid_small(const HybridSmall& call, const HybridSmallPlan& plan, Shared& shared,
                                     SyncGrid&& sync_grid) {
   const HybridSmallSizes& sizes = call.sizes;
@@ -28,16 +28,16 @@ __device__ inline void hybrid_small(const HybridSmall& call, const HybridSmallPl
     if (sizes.triplet_weights) sum_triplet_weights(call, plan, shared);
   }
   sync_grid();
-  compare_pairs(call, plan, shared);
+  compare_pairs<kLargestScale>(call, plan, shared);
   sync_grid();
   if (sizes.triplets > 0) {
     judge_triplets(call, plan, shared);
     sync_grid();
   }
-  finish_sets(call, plan, shared);
+  finish_sets<kLargestScale>(call, plan, shared);
   if (!sizes.gradient) return;
   sync_grid();
-  differentiate(call, plan, shared);
+  differentiate<kLargestScale>(call, plan, shared);
 }
 
 }  // namespace bgs::cuda

@@ -48,8 +48,8 @@ __device__ inline void distances_of_tile(const RowsOfSet& rows, int count, int i
                                          Shared& shared, float (&distances)[kScale][kScale]) {
   constexpr int kTileDepth = kDepth / kScale, kPitch = kTileDepth + 4, kFours = kTileDepth / 4;
   constexpr int kLoads = kSide * kScale * kFours / kThreads;
-  constexpr int kSplit = kScale == 1 ? 4 : 1;  // sums of one product, without which one would wait for the other
-  float products[kScale][kScale][kSplit] = {};
+  constexpr int kSplit = kSplitOf<kScale>;
+  float sums[kScale][kScale] = {};
   float squares[2][kLoads] = {};
   Four next[2][kLoads];
   const auto load = [&](int k_first) {
@@ -89,6 +89,8 @@ __device__ inline void distances_of_tile(const RowsOfSet& rows, int count, int i
     __syncthreads();
     if (k_first + kTileDepth < depth) load(k_first + kTileDepth);
     const int fours = depth - k_first < kTileDepth ? (depth - k_first) / 4 : kFours;
+    float products[kScale][kScale][kSplit] = {};  // of one panel: a sum of short sums is more precise than a long one
+#pragma unroll kUnrollOf<kScale>
     for (int k = 0; k < fours; ++k) {
       Four a[kScale], b[kScale];
 #pragma unroll
@@ -104,6 +106,11 @@ __device__ inline void distances_of_tile(const RowsOfSet& rows, int count, int i
           for (int n = 0; n < kScale; ++n) products[m][n][v % kSplit] += a[m].v[v] * b[n].v[v];
         }
       }
+    }
+#pragma unroll
+    for (int m = 0; m < kScale; ++m) {
+#pragma unroll
+      for (int n = 0; n < kScale; ++n) sums[m][n] += sum_of_split(products[m][n]);
     }
     __syncthreads();
   }
@@ -125,8 +132,7 @@ __device__ inline void distances_of_tile(const RowsOfSet& rows, int count, int i
   for (int m = 0; m < kScale; ++m) {
 #pragma unroll
     for (int n = 0; n < kScale; ++n) {
-      float product = products[m][n][0];
-      if (kSplit == 4) product = (product + products[m][n][1]) + (products[m][n][2] + products[m][n][3]);
+      const float product = sums[m][n];
       const float sizes = shared.sizes[0][thread_y() + kSide * m] + shared.sizes[1][thread_x() + kSide * n];
       float squared = sizes - 2.0f * product;
       if (squared < kRounding * sizes) squared = 0.0f;  // strictly: what overflowed is not less than itself
@@ -287,6 +293,7 @@ __device__ inline void pairs_of_tile(const HybridSmall& call, const HybridSmallP
   store_moments<kScale>(distances, targets, weights, is_bad, moments, plan.tiles, shared);
 }
 
+template <int kLargestScale>
 __device__ inline void compare_pairs(const HybridSmall& call, const HybridSmallPlan& plan, Shared& shared) {
   const HybridSmallSizes& sizes = call.sizes;
   const Share share = share_of_block(static_cast<std::int64_t>(sizes.sets) * plan.tiles);
@@ -314,7 +321,8 @@ __device__ inline void compare_pairs(const HybridSmall& call, const HybridSmallP
     switch (plan.pair_scale) {
       case 1: pairs_of_tile<1>(call, plan, set, tile, n_rows, shared); break;
       case 2: pairs_of_tile<2>(call, plan, set, tile, n_rows, shared); break;
-      default: pairs_of_tile<4>(call, plan, set, tile, n_rows, shared);
+      default:
+        if constexpr (kLargestScale == 4) pairs_of_tile<4>(call, plan, set, tile, n_rows, shared);
     }
   }
 }

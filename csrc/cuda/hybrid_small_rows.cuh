@@ -10,13 +10,16 @@ namespace bgs::cuda {
 constexpr int kEntries = kMostColumns / kWarp;  // of a row in the registers of a lane: entries lane, lane + 32, ...
 constexpr int kGroup = 8;                       // entries that are loaded together or left out together
 
-// The tensors of one side: embeddings or target embeddings.
-struct RowsGiven {
-  Tensor tensor;
+// One row of the embeddings or the target embeddings, and where it goes.
+struct RowGiven {
+  const void* data;
+  DType dtype;
+  std::int64_t start, stride;  // in elements
   Metric metric;
   int columns, pitch;
-  float* units;
-  float* scales;
+  float* units;  // of the row
+  float* unit;
+  float* scale;
 };
 
 template <typename T>
@@ -44,15 +47,16 @@ __device__ inline float power_of_two_below(float top) {
 }
 
 // Prepares one row with one warp. Padding is a zero row.
-__device__ inline void prepare_row(const RowsGiven& given, std::int64_t set, int row, int rows, bool is_padding) {
+__device__ inline void prepare_row(const RowGiven& given, bool is_padding) {
   float entries[kEntries];
-  const Tensor& tensor = given.tensor;
-  const std::int64_t start = set * tensor.stride[0] + row * tensor.stride[1];
   const int columns = is_padding ? 0 : given.columns;
-  switch (tensor.dtype) {
-    case DType::kFloat16: load_row(static_cast<const Half*>(tensor.data) + start, tensor.stride[2], columns, entries); break;
-    case DType::kBFloat16: load_row(static_cast<const BFloat16*>(tensor.data) + start, tensor.stride[2], columns, entries); break;
-    default: load_row(static_cast<const float*>(tensor.data) + start, tensor.stride[2], columns, entries);
+  const auto load = [&](auto type) {
+    load_row(static_cast<const decltype(type)*>(given.data) + given.start, given.stride, columns, entries);
+  };
+  switch (given.dtype) {
+    case DType::kFloat16: load(Half{}); break;
+    case DType::kBFloat16: load(BFloat16{}); break;
+    default: load(float{});
   }
   float top = 0.0f, poison = 0.0f;
 #pragma unroll
@@ -84,35 +88,42 @@ __device__ inline void prepare_row(const RowsGiven& given, std::int64_t set, int
     unit = largest_of_warp(largest) <= floor ? 0.0f : 1.0f / length;
   }
   unit += poison;
-  float* units = given.units + (set * rows + row) * given.pitch;
 #pragma unroll
   for (int e = 0; e < kEntries; ++e) {
     const int column = lane_of_thread() + kWarp * e;
-    if (column < given.pitch) units[column] = column < columns ? (entries[e] * scale - mean) * unit : 0.0f;
+    if (column < given.pitch) given.units[column] = column < columns ? (entries[e] * scale - mean) * unit : 0.0f;
   }
   if (lane_of_thread() == 0) {
-    float* scales = given.scales + set * 2 * rows + row;
-    scales[0] = unit;
-    scales[rows] = scale;
+    *given.unit = unit;
+    *given.scale = scale;
   }
 }
 
-__device__ inline void prepare_rows(const HybridSmall& call, const HybridSmallPlan& plan) {
-  const HybridSmallSizes& sizes = call.sizes;
-  const RowsGiven embeddings{call.embeddings, call.metric, sizes.columns, plan.pitch, plan.units, plan.scales};
-  const RowsGiven targets{call.target_embeddings, call.target_metric, sizes.target_columns,
-                          plan.target_pitch, plan.target_units, plan.target_scales};
-  const std::int64_t of_one_side = static_cast<std::int64_t>(sizes.sets) * sizes.rows;
-  const std::int64_t all = sizes.target_columns > 0 ? 2 * of_one_side : of_one_side;
+// Apart from the rest of the kernel, in whose loops the rows that it holds would take registers.
+__device__ __noinline__ void prepare_rows(const HybridSmall& call, const HybridSmallPlan& plan) {
+  const std::int64_t rows = call.sizes.rows, of_one_side = call.sizes.sets * rows;
+  const std::int64_t all = call.sizes.target_columns > 0 ? 2 * of_one_side : of_one_side;
+  const Tensor& x = call.embeddings;
+  const Tensor& y = call.target_embeddings;
   // neighbouring rows go to different blocks: what there is to load is spread over all multiprocessors
   const Share share = share_of(all, blockIdx.x + static_cast<std::int64_t>(gridDim.x) * warp_of_thread(),
                                static_cast<std::int64_t>(gridDim.x) * kWarps);
   for (std::int64_t item = share.first; item < share.last; ++item) {
     const bool is_target = item >= of_one_side;
     const std::int64_t place = is_target ? item - of_one_side : item;
-    const std::int64_t set = place / sizes.rows;
-    const int row = static_cast<int>(place % sizes.rows);
-    prepare_row(is_target ? targets : embeddings, set, row, sizes.rows, row >= rows_of_set(call, set));
+    const std::int64_t set = place / rows, row = place % rows;
+    RowGiven given;  // value by value, since a whole tensor chosen so would lie in memory
+    given.data = is_target ? y.data : x.data;
+    given.dtype = is_target ? y.dtype : x.dtype;
+    given.start = set * (is_target ? y.stride[0] : x.stride[0]) + row * (is_target ? y.stride[1] : x.stride[1]);
+    given.stride = is_target ? y.stride[2] : x.stride[2];
+    given.metric = is_target ? call.target_metric : call.metric;
+    given.columns = is_target ? call.sizes.target_columns : call.sizes.columns;
+    given.pitch = is_target ? plan.target_pitch : plan.pitch;
+    given.units = (is_target ? plan.target_units : plan.units) + place * given.pitch;
+    given.unit = (is_target ? plan.target_scales : plan.scales) + set * 2 * rows + row;
+    given.scale = given.unit + rows;
+    prepare_row(given, row >= rows_of_set(call, set));
   }
 }
 

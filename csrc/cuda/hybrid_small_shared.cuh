@@ -29,6 +29,20 @@ struct alignas(16) Four {
   float v[4];
 };
 
+// A thread with one product to sum up sums it in parts, which need not wait for each other.
+template <int kScale>
+constexpr int kSplitOf = kScale == 1 ? 4 : 1;
+
+// How far loops over panels are unrolled: what large tiles hold fills the registers.
+template <int kScale>
+constexpr int kUnrollOf = kScale == 1 ? 4 : 1;
+
+template <int kSplit>
+__device__ inline float sum_of_split(const float (&parts)[kSplit]) {
+  if constexpr (kSplit == 1) return parts[0];
+  else return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+
 // Nothing in it outlives a phase.
 struct Shared {
   union {

@@ -17,6 +17,7 @@
 #include <vector>
 
 #define __device__
+#define __noinline__
 
 struct OnHostIndex {
   unsigned x = 0, y = 0, z = 0;

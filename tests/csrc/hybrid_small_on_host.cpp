@@ -19,8 +19,9 @@ void run_hybrid_small(const bgs::cuda::HybridSmall& call, void* workspace, int b
     for (auto& each : shared) std::memset(static_cast<void*>(each.get()), 0xff, sizeof(bgs::cuda::Shared));
   };
   const auto body = [&] {
-    bgs::cuda::hybrid_small(call, plan, *shared[blockIdx.x],
-                            [](int site = __builtin_LINE()) { on_host::grid.wait(on_host::Wait::kGrid, site); });
+    bgs::cuda::hybrid_small<bgs::cuda::kMostScale>(
+        call, plan, *shared[blockIdx.x],
+        [](int site = __builtin_LINE()) { on_host::grid.wait(on_host::Wait::kGrid, site); });
   };
   on_host::grid.run(blocks, bgs::cuda::kThreads, reversed != 0, body, spoil);
 }
