@@ -305,8 +305,8 @@ __device__ inline void compare_pairs(const HybridSmall& call, const HybridSmallP
     if (set != known) {
       known = set;
       n_rows = rows_of_set(call, set);
-      __syncthreads();  // the last set's origins have been read
       const std::int64_t of_set = set * sizes.rows;
+      // the last set's origins were read before the barriers of its last tile
       find_origin(plan.units + of_set * plan.pitch, plan.pitch, n_rows, call.metric, shared.origins[0]);
       if (sizes.target_columns > 0) {
         find_origin(plan.target_units + of_set * plan.target_pitch, plan.target_pitch, n_rows, call.target_metric,

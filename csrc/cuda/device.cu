@@ -1,3 +1,4 @@
+// The errors of CUDA, the current device, and what devices hold.
 #include "cuda/device.h"
 
 #include <map>
