@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
@@ -131,7 +132,7 @@ def compute(
     index, stream = _where(embeddings)
     for first in range(0, sets, together):
         part = slice(first, min(first + together, sets))
-        native.module.cuda_hybrid_loss_small(
+        arguments: list[Any] = [
             *(native.argument(None if each is None else each[part]) for each in tensors),
             part.stop - first,
             rows,
@@ -153,7 +154,8 @@ def compute(
             workspace.numel(),
             index,
             stream,
-        )
+        ]
+        native.module.cuda_hybrid_loss_small(*arguments)
     return losses, terms, gradient
 
 

@@ -85,9 +85,9 @@ void bind_hybrid_small(pybind11::module_& module, Launch launch) {
       py::arg("target_metric"), py::arg("rsa"), py::arg("losses"), py::arg("terms"), py::arg("gradient"),
       py::arg("workspace"), py::arg("bytes"), py::arg("device"), py::arg("stream"),
       py::call_guard<py::gil_scoped_release>(),
-      "Compute the hybrid loss of small sets and its gradient in one launch on a device and a stream, which is not waited "
-      "for. Words are their places in METRICS, FORMS and METHODS; losses (B,), terms (3, B) and gradient (B, N, D), "
-      "contiguous, are float32; without a gradient none is computed.");
+      "Compute the hybrid loss of small sets and its gradient in one launch on a device and a stream, which is not "
+      "waited for. Words are their places in METRICS, FORMS and METHODS; losses (B,), terms (3, B) and gradient "
+      "(B, N, D), contiguous, are float32; without a gradient none is computed.");
 }
 
 }  // namespace bgs::cuda

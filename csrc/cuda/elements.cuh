@@ -66,8 +66,8 @@ __device__ inline void with_integer(DType dtype, Use&& use) {
 
 // Loads numbers at offsets (in elements); 0 where not wanted.
 template <int kCount>
-__device__ inline void load_reals(
-    const Tensor& tensor, const std::int64_t (&offsets)[kCount], const bool (&wanted)[kCount], float (&values)[kCount]) {
+__device__ inline void load_reals(const Tensor& tensor, const std::int64_t (&offsets)[kCount],
+                                  const bool (&wanted)[kCount], float (&values)[kCount]) {
   with_real(tensor.dtype, [&](auto type) {
     using Type = decltype(type);
     const Type* data = static_cast<const Type*>(tensor.data);
@@ -84,8 +84,8 @@ __device__ inline float load_real(const Tensor& tensor, std::int64_t offset) {
 
 // Loads integers that lie `stride` elements apart.
 template <int kCount>
-__device__ inline void load_integers(
-    const Tensor& tensor, std::int64_t offset, std::int64_t stride, std::int64_t (&values)[kCount]) {
+__device__ inline void load_integers(const Tensor& tensor, std::int64_t offset, std::int64_t stride,
+                                     std::int64_t (&values)[kCount]) {
   with_integer(tensor.dtype, [&](auto type) {
     using Type = decltype(type);
     const Type* data = static_cast<const Type*>(tensor.data) + offset;

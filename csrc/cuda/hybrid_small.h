@@ -1,5 +1,5 @@
-// The hybrid loss of small sets on a GPU: value and gradient in one cooperative launch. What a call is made of, how it is
-// cut into work, and the launch.
+// The hybrid loss of small sets on a GPU: value and gradient in one cooperative launch. What a call is made of, how it
+// is cut into work, and the launch.
 #pragma once
 
 #include <cstddef>
@@ -63,7 +63,7 @@ struct HybridSmallPlan {
   float* origin;         // (B, pitch)
   float* target_units;   // (B, N, target_pitch)
   float* target_scales;  // (B, 2, N)
-  float* pairs;          // (B, N, pair_pitch) distances above the diagonal and on it; later the coefficients of all pairs
+  float* pairs;          // (B, N, pair_pitch) distances on and above the diagonal; later the coefficients of all pairs
   float* targets;        // (B, N, pair_pitch) above the diagonal, NaN where unobserved
   float* weights;        // (B, N, pair_pitch) above the diagonal
   float* row_sums;       // (B, 2, blocks, N) per block of partners: sums of coefficients, and of coefficient x distance

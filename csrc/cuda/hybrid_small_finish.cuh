@@ -1,5 +1,5 @@
-// The fourth phase: the terms of every set from the sums of its tiles and chunks, and the coefficients of its pairs, the
-// derivatives of the loss by distances times the steepness of these.
+// The fourth phase: the terms of every set from the sums of its tiles and chunks, and the coefficients of its pairs,
+// the derivatives of the loss by distances times the steepness of these.
 #pragma once
 
 #include "cuda/hybrid_small_pairs.cuh"
@@ -118,7 +118,8 @@ __device__ inline void coefficients_of_tile(const HybridSmall& call, const Hybri
       distances[n] = is_pair ? plan.pairs[at] : 0.0f;
       targets[n] = is_pair && call.sizes.target ? plan.targets[at] : not_a_number();
       weights[n] = is_pair && call.sizes.target && call.sizes.weights ? plan.weights[at] : 1.0f;
-      sums[n] = is_pair && call.sizes.triplets > 0 ? static_cast<double>(plan.pair_sums[(of_set + i) * count + j]) : 0.0;
+      const bool is_judged = is_pair && call.sizes.triplets > 0;
+      sums[n] = is_judged ? static_cast<double>(plan.pair_sums[(of_set + i) * count + j]) : 0.0;
     }
 #pragma unroll
     for (int n = 0; n < kScale; ++n) {

@@ -16,7 +16,8 @@ struct TripletLoss {
   OfPairs by;   // derivatives by the distances, times the temperature in the softmax form
 };
 
-__device__ inline TripletLoss loss_of_triplet(const HybridSmall& call, const OfPairs& distances, const OfPairs& shares) {
+__device__ inline TripletLoss loss_of_triplet(const HybridSmall& call, const OfPairs& distances,
+                                              const OfPairs& shares) {
   const float near = distances.v[0], far = distances.v[1], other = distances.v[2];
   const float poison = 0.0f * (near + far + other);
   const float closest = fminf(near, fminf(far, other));
@@ -50,8 +51,8 @@ __device__ inline TripletLoss loss_of_triplet(const HybridSmall& call, const OfP
       result.by.v[2] = -e[2] / all;
     }
   }
-  const float tied = (near == closest ? 1.0f : 0.0f) + (far == closest ? 1.0f : 0.0f) + (other == closest ? 1.0f : 0.0f);
-  result.right = (near == closest ? 1.0f / tied : 0.0f) + poison;
+  const int tied = (near == closest) + (far == closest) + (other == closest);
+  result.right = (near == closest ? 1.0f / static_cast<float>(tied) : 0.0f) + poison;
   return result;
 }
 
@@ -99,7 +100,8 @@ __device__ inline void judge_triplets(const HybridSmall& call, const HybridSmall
                                : load_real(given_weights, set * given_weights.stride[0] + t * given_weights.stride[1]);
       OfPairs shares = {};
       if (given_shares.data != nullptr) {
-        const std::int64_t at = set * given_shares.stride[0] + t * given_shares.stride[1], next = given_shares.stride[2];
+        const std::int64_t at = set * given_shares.stride[0] + t * given_shares.stride[1];
+        const std::int64_t next = given_shares.stride[2];
         load_reals<3>(given_shares, {at, at + next, at + 2 * next}, {true, true, true}, shares.v);
       }
       OfPairs distances;

@@ -112,7 +112,8 @@ std::size_t fractional_rank_workspace(std::int64_t sets, std::int64_t count, int
   return buffers_in(nullptr, sets * count, "asking how much memory it takes to sort").bytes;
 }
 
-void fractional_rank(const FractionalRank& call, void* workspace, std::size_t bytes, int device, std::uintptr_t stream) {
+void fractional_rank(const FractionalRank& call, void* workspace, std::size_t bytes, int device,
+                     std::uintptr_t stream) {
   const std::int64_t all = call.sets * call.count;
   if (all == 0) return;
   if (call.values.dtype != DType::kFloat32 && call.values.dtype != DType::kFloat64) {
@@ -134,7 +135,8 @@ void fractional_rank(const FractionalRank& call, void* workspace, std::size_t by
   const auto [order, other_order] = buffers.order;
   make_keys_kernel<<<blocks, kThreadsOfRanks, 0, on>>>(call, keys, order);
   check(cudaGetLastError(), what);
-  sort(buffers.temporary, buffers.temporary_bytes, buffers, 0, count, is_float ? 32 + bits_of(call.sets) : 64, on, what);
+  const int bits = is_float ? 32 + bits_of(call.sets) : 64;
+  sort(buffers.temporary, buffers.temporary_bytes, buffers, 0, count, bits, on, what);
   if (is_float || call.sets == 1) {
     write_ranks_kernel<<<blocks, kThreadsOfRanks, 0, on>>>(call, other_keys, other_order);
     return check(cudaGetLastError(), what);

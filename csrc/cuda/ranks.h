@@ -20,8 +20,8 @@ struct FractionalRank {
 // Counts the bytes of device memory, aligned to 256, that a call needs to work in.
 std::size_t fractional_rank_workspace(std::int64_t sets, std::int64_t count, int device);
 
-// Ranks on a device and a stream (a cudaStream_t), without waiting for the host. Throws std::runtime_error with the name
-// of CUDA's error, std::invalid_argument for more than 2^32 - 1 numbers, another dtype or too small a workspace.
+// Ranks on a device and a stream (a cudaStream_t), without waiting for the host. Throws std::runtime_error with the
+// name of CUDA's error, std::invalid_argument for more than 2^32 - 1 numbers, another dtype or too small a workspace.
 void fractional_rank(const FractionalRank& call, void* workspace, std::size_t bytes, int device, std::uintptr_t stream);
 
 }  // namespace bgs::cuda

@@ -33,8 +33,8 @@ __device__ inline bool is_key_of_nan(std::uint64_t key, DType dtype) {
   return dtype == DType::kFloat32 ? static_cast<std::uint32_t>(key) == 0xffffffffu : key == ~std::uint64_t{0};
 }
 
-// Gives how far a run of equal keys reaches from `place` before `end` in steps of `direction`: in doubling strides, then
-// in halving ones. Most numbers have no equal, and cost one look.
+// Gives how far a run of equal keys reaches from `place` towards `end`, the first or one past the last place of a set:
+// in doubling strides, then in halving ones. Most numbers have no equal, and cost one look.
 __device__ inline std::int64_t reach_of_run(const std::uint64_t* keys, std::int64_t place, std::int64_t end,
                                             int direction) {
   const std::uint64_t key = keys[place];

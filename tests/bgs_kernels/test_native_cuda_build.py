@@ -44,7 +44,9 @@ def compiled(name, tmp_path):
     spilt = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
     assert spilt and set(spilt) == {("0", "0")}, said
     entries = re.findall(
-        r"Compiling entry function '(\w+)' for 'sm_(\d+)'.*?Used (\d+) registers(?:[^\n]*?(\d+) bytes smem)?", said, re.S
+        r"Compiling entry function '(\w+)' for 'sm_(\d+)'.*?Used (\d+) registers(?:[^\n]*?(\d+) bytes smem)?",
+        said,
+        re.S,
     )
     for kernel, architecture, registers, shared in entries:
         print(f"sm_{architecture} {kernel}: {registers} registers, {shared or 0} bytes of shared memory, nothing spilt")

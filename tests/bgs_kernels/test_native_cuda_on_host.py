@@ -1,5 +1,6 @@
-"""The device code of csrc on a CPU: compiled by a C++ compiler with threads as fibers (tests/csrc/cuda_on_host.h), called
-through the same Python as on a GPU, and compared with the reference in float64.
+"""The device code of csrc on a CPU: compiled by a C++ compiler with threads as fibers (tests/csrc/cuda_on_host.h),
+called through the same Python as on a GPU, and compared with the reference in float64. ``BGS_ON_HOST_FLAGS`` gives the
+compiler more options, "-fsanitize=undefined -fno-sanitize-recover" for example.
 """
 
 import fcntl
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from bgs_kernels import native
+from bgs_kernels.dispatch import Request
 from bgs_kernels.hybrid_loss import native_cuda, reference
 from bgs_kernels.pairwise.reference import METRICS, pairwise_distance
 
@@ -47,7 +49,7 @@ def on_host(tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not built.exists():
             # fibers jump between stacks, which the checks of fortified longjmp forbid
-            options = "-std=c++17 -O1 -U_FORTIFY_SOURCE -fPIC -shared".split()
+            options = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-fPIC", "-shared"]
             options += os.environ.get("BGS_ON_HOST_FLAGS", "").split()
             folders = (sysconfig.get_path("include"), pybind11.get_include(), ROOT / "csrc", ROOT / "tests/csrc")
             command = [compiler, *options, *(f"-I{each}" for each in folders), *(ROOT / each for each in SOURCES)]
@@ -266,7 +268,11 @@ def test_hybrid_loss(compute, case):
 
 @pytest.mark.parametrize(("rows", "columns", "sets"), [(500, 128, 1), (1024, 40, 1), (250, 64, 14)])
 def test_large_tiles(compute, random_triplets, rows, columns, sets):
-    x, triplets, target = torch.randn(sets, rows, columns), random_triplets(sets, 900, rows=rows), torch.rand(rows, rows)
+    x, triplets, target = (
+        torch.randn(sets, rows, columns),
+        random_triplets(sets, 900, rows=rows),
+        torch.rand(rows, rows),
+    )
     given = {"target": target.expand(sets, rows, rows), "metric": "correlation"}
     got = compute(x, triplets, **given)
     eager, exact = (refer(x, triplets, dtype, **given) for dtype in (torch.float32, torch.float64))
@@ -362,13 +368,14 @@ GEOMETRIES = {
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_hard_geometries(compute, random_triplets, name, metric):
     x, triplets = GEOMETRIES[name](torch.randn(1, 32, 33)), random_triplets(1, 100, rows=32)
-    size = float(pairwise_distance(x.double(), metric=metric).abs().mean())
-    given = {"target": torch.rand(1, 32, 32), "metric": metric, "temperature": max(size, 0.1)}
+    distances = pairwise_distance(x.double(), metric=metric).abs()
+    temperature = max(float(distances.mean()), 0.1)
+    given = {"target": torch.rand(1, 32, 32), "metric": metric, "temperature": temperature}
     got = compute(x, triplets, **given)
     eager, exact = (refer(x, triplets, dtype, **given) for dtype in (torch.float32, torch.float64))
     if name in ("a row without direction", "equal rows"):  # distances of 1 or 0 that are equal up to rounding
         got[0][3] = eager[0][3] = exact[0][3]
-    assert_parity(got, eager, exact, size=float(pairwise_distance(x.double(), metric=metric).abs().max()) / max(size, 0.1))
+    assert_parity(got, eager, exact, size=float(distances.max()) / temperature)
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
@@ -416,6 +423,16 @@ def test_refuses_what_is_too_large(on_host):
         on_host.cuda_hybrid_loss_small(
             *(None,) * 9, 1, 1025, 8, 0, 0, 0.7, 0.3, 0, 1.0, 0.2, 0, 0, 0, None, None, None, 0, 0, 0, 0
         )
+
+
+def test_says_why_not(on_host, monkeypatch):
+    monkeypatch.setattr(native_cuda, "native", SimpleNamespace(module=on_host, DTYPES=native.DTYPES, MISSING=None))
+    if not torch.cuda.is_available():
+        assert native_cuda.unavailable() == "no CUDA device"
+    request = Request({"embeddings": torch.zeros(1, 4, 4)})
+    assert native_cuda.why_not(request) == "embeddings on cpu, not on a CUDA device"
+    monkeypatch.setattr(native_cuda, "native", SimpleNamespace(module=SimpleNamespace()))
+    assert native_cuda.unavailable() == "bgs_kernels._native was built without CUDA"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,6 +1,6 @@
 // Runs device code on a CPU, compiled by a C++ compiler: every thread of every block is a fiber in one thread of the
 // system, so that runs are reproducible and sanitizers see every access. A fiber runs until it waits for its warp, its
-// block or the grid. Fibers run in their order or in the reverse of it; code that forgets a barrier gives other results.
+// block or the grid. Fibers run in their order or in the reverse of it; code that lacks a barrier gives other results.
 #pragma once
 
 #include <setjmp.h>

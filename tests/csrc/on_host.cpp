@@ -1,5 +1,5 @@
-// Device code on a CPU, bound under the names that the compiled module binds the launches to. The device is the number of
-// blocks, the stream says whether threads and blocks run in reverse order.
+// Device code on a CPU, bound under the names that the compiled module binds the launches to. The device is the number
+// of blocks, the stream says whether threads and blocks run in reverse order.
 #include "cuda_on_host.h"
 
 #include <algorithm>
