@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import torch
 
+from bgs_kernels.pairwise import reference as pairwise
+
 try:
     from bgs_kernels import _native as module
 except ImportError as error:
@@ -14,7 +16,7 @@ except ImportError as error:
 else:
     MISSING = None
 
-__all__ = ["DTYPES", "MISSING", "argument", "module", "threads"]
+__all__ = ["DTYPES", "METRICS", "MISSING", "argument", "module", "threads"]
 
 DTYPES = {
     torch.float32: 0,
@@ -29,6 +31,9 @@ DTYPES = {
     torch.bool: 9,
 }
 """The numbers of dtypes in csrc/tensor.h."""
+
+METRICS = {metric: number for number, metric in enumerate(pairwise.METRICS)}
+"""The numbers of metrics in csrc/cpu/hybrid_loss.h."""
 
 Argument = tuple[int, int, tuple[int, ...]] | None
 

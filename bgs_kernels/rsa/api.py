@@ -149,4 +149,5 @@ def check_pairs(
 
 
 dispatch.register("rsa_correlation", "triton", "bgs_kernels.rsa.fused")
+dispatch.register("rsa_correlation", "native", "bgs_kernels.rsa.native")
 dispatch.register("rsa_correlation", "reference", "bgs_kernels.rsa.reference")

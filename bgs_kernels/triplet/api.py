@@ -211,4 +211,5 @@ def _check_shares(name: str, embeddings: torch.Tensor, targets: torch.Tensor, we
 
 
 dispatch.register("triplet_loss", "triton", "bgs_kernels.triplet.fused")
+dispatch.register("triplet_loss", "native", "bgs_kernels.triplet.native")
 dispatch.register("triplet_loss", "reference", "bgs_kernels.triplet.reference")
