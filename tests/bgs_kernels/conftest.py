@@ -1,5 +1,6 @@
 """What the tests of the ops share. A test that takes ``backend`` runs on every backend that can run its module's ``OP``
-here, but those that the module names in ``WITHOUT``; one that takes ``dtype`` as well, in every dtype that the backend serves. A new backend needs no new test.
+here, but those that the module names in ``WITHOUT``; one that takes ``dtype`` as well, in every dtype that the backend
+serves. A new backend needs no new test.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,9 +17,11 @@ SERVED = {"reference": DTYPES}
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" not in metafunc.fixturenames:
         return
+    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "backend" in own:
+        return
     without = getattr(metafunc.module, "WITHOUT", ())
     backends = [backend for backend in available_backends(metafunc.module.OP) if backend not in without]
-    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "dtype" not in metafunc.fixturenames or "dtype" in own:
         metafunc.parametrize("backend", backends)
         return

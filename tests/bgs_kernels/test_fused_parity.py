@@ -1,5 +1,5 @@
-"""The kernels of every backend against the reference in float64: their error may be twice that of the reference in their
-dtype.
+"""The kernels of every backend against the reference in float64: their error may be twice that of the reference in the
+dtype they are given.
 
 A covering array takes the place of the full product of sizes, dtypes, metrics and features: every value of every factor
 meets every value of every other. All buffers of the kernels begin as rubbish, so what is not written shows.
