@@ -1,5 +1,5 @@
-"""The compiled module ``bgs_kernels._native``: whether it is there, how tensors are handed to it, and on how many threads
-it computes.
+"""The compiled module ``bgs_kernels._native``: whether it is there, how tensors are handed to it, and on how many
+threads it computes.
 """
 
 from __future__ import annotations

@@ -16,16 +16,16 @@ from bgs_kernels.tracing import is_eager, is_transformed, refuse_second_derivati
 SERVED = (torch.float16, torch.bfloat16, torch.float32)
 
 ENTRIES_PER_TRIPLET = 512
-"""Up to how many entries of the N x N distance matrix per triplet it costs less to make the tiles of that matrix than to
-gather three rows a triplet, where no target needs them anyway."""
+"""Up to how many entries of the N x N distance matrix per triplet it costs less to make the tiles of that matrix than
+to gather three rows a triplet, where no target needs them anyway."""
 
 
 SMALL_ROWS = 1024
 """Sets of up to so many rows keep their matrix of distances for the length of a call: 4 MB, which stay in cache."""
 
 KEPT_BYTES = 40 << 20
-"""What larger sets keep of their distances from the forward to the backward half of a call: all of them up to 4,096 rows.
-The rest is computed twice."""
+"""What larger sets keep of their distances from the forward to the backward half of a call: all up to 4,096 rows. The
+rest is computed twice."""
 
 
 def unavailable() -> str | None:
@@ -89,21 +89,18 @@ def compute(
     losses = torch.empty(sets, dtype=torch.float32)
     terms = torch.empty((3, sets), dtype=torch.float32)
     gradient = torch.empty(embeddings.shape if with_gradient else (0,), dtype=torch.float32)
-    tensors = (
-        embeddings,
-        triplets,
-        target,
-        target_embeddings,
-        mask,
-        weights,
-        triplet_weights,
-        triplet_targets,
-        lengths,
-    )
     assert native.module is not None
     native.module.hybrid_loss(
         (sets, rows, columns, triplets.shape[1], 0 if target_embeddings is None else target_embeddings.shape[2]),
-        *map(native.argument, tensors),
+        native.argument(embeddings),
+        native.argument(triplets),
+        native.argument(target),
+        native.argument(target_embeddings),
+        native.argument(mask),
+        native.argument(weights),
+        native.argument(triplet_weights),
+        native.argument(triplet_targets),
+        native.argument(lengths),
         alpha,
         beta,
         triplet == "margin",

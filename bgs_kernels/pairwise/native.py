@@ -1,4 +1,4 @@
-"""Pairwise distances by csrc: the operators that ``torch.library`` knows, and the implementation that dispatch calls."""
+"""Pairwise distances by csrc: the operators that ``torch.library`` knows, and what dispatch calls."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _(x, y, metric):  # type: ignore[no-untyped-def]
 def native_pairwise_distance_backward(
     upstream: torch.Tensor, distances: torch.Tensor, x: torch.Tensor, y: torch.Tensor | None, metric: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the gradients (B, N, D) by x and (B, M, D) by y, without elements if y is None, of distances (B, N, M)."""
+    """Compute the gradients of distances (B, N, M) by x and by y, in their shapes; the latter is empty if y is None."""
     sets, rows, columns = x.shape
     others = rows if y is None else y.shape[1]
     by_x = torch.empty((sets, rows, columns), dtype=torch.float32)

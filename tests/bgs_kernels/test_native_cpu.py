@@ -1,4 +1,4 @@
-"""What only csrc on the CPU has: threads, instruction sets, tiles that are kept or made twice, and memory of its own."""
+"""What only csrc on the CPU has: threads, instruction sets, tiles that are kept or made twice, and its own memory."""
 
 import os
 import resource
