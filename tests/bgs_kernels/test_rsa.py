@@ -42,9 +42,12 @@ def geometry(rows, *, holes=0.3):
     return target, torch.rand(rows, rows) < 0.8, weights
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "rows"),
+    # the definition of Kendall's tau grows with the fourth power of the rows
+    [(method, rows) for method in METHODS for rows in (5, 64, 129) if rows < 129 or "tau" not in method],
+)
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("rows", [5, 64, 129])
 def test_equals_numpy(backend, dtype, tolerance, method, metric, rows):
     x = torch.randn(rows, 20).to(dtype)
     target, mask, weights = geometry(rows)
@@ -121,12 +124,13 @@ def test_strides_and_dtypes_of_targets(native, method):
         torch.testing.assert_close(*both, rtol=0, atol=1e-12)
 
 
-def test_perfect_agreement(backend):
+@pytest.mark.parametrize("method", METHODS)
+def test_perfect_agreement(backend, method):
     x = torch.randn(20, 5)
-    distances = pairwise_distance(x, backend=backend)
-    for method in METHODS:
-        assert float(rsa_correlation(x, distances, method=method, backend=backend)) == pytest.approx(1, abs=1e-6)
-    assert float(rsa_correlation(x, -distances, backend=backend)) == pytest.approx(-1, abs=1e-6)
+    distances = pairwise_distance(x)
+    assert float(rsa_correlation(x, distances, method=method, backend=backend)) == pytest.approx(1, abs=1e-6)
+    if method != "cosine":
+        assert float(rsa_correlation(x, -distances, method=method, backend=backend)) == pytest.approx(-1, abs=1e-6)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -155,20 +159,18 @@ def test_precomputed_distances(backend, method):
     torch.testing.assert_close(got, right)
 
 
-def test_sets(backend):
+@pytest.mark.parametrize("method", METHODS)
+def test_sets(backend, method):
     x, target = torch.randn(3, 10, 4), torch.rand(3, 10, 10)
     mask, weights = torch.rand(3, 10, 10) < 0.7, torch.rand(3, 10, 10)
-    for method in METHODS:
-        got = rsa_correlation(x, target, mask=mask, weights=weights, method=method, backend=backend)
-        alone = [
-            rsa_correlation(x[b], target[b], mask=mask[b], weights=weights[b], method=method, backend=backend)
-            for b in range(3)
-        ]
-        torch.testing.assert_close(got, torch.stack(alone))
-    shared = rsa_correlation(x, target[1], mask=mask[1], weights=weights[1], backend=backend)
-    torch.testing.assert_close(
-        shared[1], rsa_correlation(x[1], target[1], mask=mask[1], weights=weights[1], backend=backend)
-    )
+    got = rsa_correlation(x, target, mask=mask, weights=weights, method=method, backend=backend)
+    alone = [
+        rsa_correlation(x[b], target[b], mask=mask[b], weights=weights[b], method=method, backend=backend)
+        for b in range(3)
+    ]
+    torch.testing.assert_close(got, torch.stack(alone))
+    shared = rsa_correlation(x, target[1], mask=mask[1], weights=weights[1], method=method, backend=backend)
+    torch.testing.assert_close(shared[1], alone[1])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -204,24 +206,21 @@ def test_derivatives_of_precomputed_distances():
     assert torch.autograd.gradcheck(lambda d: rsa_correlation(d, target, metric="precomputed"), (distances,))
 
 
-ROWS = 129
-
-
-def degenerate_cases():
-    x, target = torch.randn(ROWS, 64), torch.rand(ROWS, ROWS)
-    one = torch.full((ROWS, ROWS), NAN)
+def degenerate_cases(rows=129):
+    x, target = torch.randn(rows, 64), torch.rand(rows, rows)
+    one = torch.full((rows, rows), NAN)
     one[0, 1] = 0.5
     return {
-        "all masked": (x, target, {"mask": torch.zeros(ROWS, ROWS, dtype=torch.bool)}),
+        "all masked": (x, target, {"mask": torch.zeros(rows, rows, dtype=torch.bool)}),
         "all NaN": (x, torch.full_like(target, NAN), {}),
-        "all weights zero": (x, target, {"weights": torch.zeros(ROWS, ROWS)}),
+        "all weights zero": (x, target, {"weights": torch.zeros(rows, rows)}),
         "one pair": (x, one, {}),
         "constant target": (x, torch.full_like(target, 0.7), {}),
-        "collapsed embeddings": (x[:1].expand(ROWS, 64), target, {}),
-        "collapsed up to scale": (x[:1] * torch.rand(ROWS, 1).add(0.1), target, {}),
-        "zero embeddings": (torch.zeros(ROWS, 64), target, {}),
+        "collapsed embeddings": (x[:1].expand(rows, 64), target, {}),
+        "collapsed up to scale": (x[:1] * torch.rand(rows, 1).add(0.1), target, {}),
+        "zero embeddings": (torch.zeros(rows, 64), target, {}),
         "one row": (x[:1], target[:1, :1], {}),
-        "collapsed target embeddings": (x, None, {"target_embeddings": torch.randn(64).expand(ROWS, 64)}),
+        "collapsed target embeddings": (x, None, {"target_embeddings": torch.randn(64).expand(rows, 64)}),
     }
 
 
@@ -236,7 +235,7 @@ def degenerate_cases():
     ],
 )
 def test_degenerate_geometries_correlate_zero_without_gradient(backend, dtype, case, method):
-    x, target, some = degenerate_cases()[case]
+    x, target, some = degenerate_cases(17 if "tau" in method else 129)[case]
     x = x.to(dtype).requires_grad_(method not in RANKED)
     r = rsa_correlation(x, target, method=method, backend=backend, **some)
     assert r == 0
