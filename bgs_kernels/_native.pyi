@@ -7,24 +7,23 @@ class BuildInfo(TypedDict):
     cuda_compiler: str | None
     cuda_architectures: list[str]
 
+Tensor = tuple[int, int, tuple[int, ...]] | None
+
 def build_info() -> BuildInfo: ...
 def cpu_isa() -> str: ...
 def held_bytes() -> int: ...
 def poison(wanted: bool, /) -> None: ...
-
-_Tensor = tuple[int, int, tuple[int, ...]] | None
-
 def hybrid_loss(
     sizes: tuple[int, int, int, int, int],
-    embeddings: _Tensor,
-    triplets: _Tensor,
-    target: _Tensor,
-    target_embeddings: _Tensor,
-    mask: _Tensor,
-    weights: _Tensor,
-    triplet_weights: _Tensor,
-    triplet_targets: _Tensor,
-    lengths: _Tensor,
+    embeddings: Tensor,
+    triplets: Tensor,
+    target: Tensor,
+    target_embeddings: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+    triplet_weights: Tensor,
+    triplet_targets: Tensor,
+    lengths: Tensor,
     alpha: float,
     beta: float,
     margin_form: bool,
@@ -43,13 +42,30 @@ def hybrid_loss(
 ) -> None: ...
 def pairwise_distance(
     sizes: tuple[int, int, int, int],
-    x: _Tensor,
-    y: _Tensor,
+    x: Tensor,
+    y: Tensor,
     metric: int,
     threads: int,
     distances: int,
-    upstream: _Tensor,
+    upstream: Tensor,
     x_gradient: int,
     y_gradient: int,
     /,
 ) -> None: ...
+def fractional_rank(values: Tensor, rows: int, columns: int, ranks: Tensor, threads: int) -> None: ...
+def rank_correlation(
+    distances: Tensor,
+    target: Tensor,
+    observed: Tensor,
+    sets: int,
+    rows: int,
+    all_finite: bool,
+    nan_observed: bool,
+    rounding: float,
+    bounded: bool,
+    target_bounded: bool,
+    method: int,
+    correlations: Tensor,
+    threads: int,
+) -> None: ...
+def triplet_counts(triplets: Tensor, count: int, rows: int, shown: Tensor, together: Tensor, threads: int) -> bool: ...

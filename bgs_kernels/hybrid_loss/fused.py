@@ -17,7 +17,7 @@ from bgs_kernels.hybrid_loss.launch import (
 )
 from bgs_kernels.hybrid_loss.reference import HybridTerms
 from bgs_kernels.pairwise import fused as rows
-from bgs_kernels.rsa.reference import PRECOMPUTED
+from bgs_kernels.rsa.reference import PRECOMPUTED, RANK_METHODS
 from bgs_kernels.tracing import is_eager, refuse_second_derivative
 
 unavailable = rows.unavailable
@@ -31,7 +31,7 @@ def why_not(request: Request) -> str | None:
         return "3 T places of triplets do not fit int32"
     if request.options.get("metric") == PRECOMPUTED:
         return "the kernels make their distances themselves"
-    if request.options.get("method") == "spearman":
+    if request.options.get("method") in RANK_METHODS:
         return "the kernels do not rank"
     return rows.why_not(request)
 

@@ -1,4 +1,4 @@
-"""The RSA correlation by csrc: the hybrid loss without triplets."""
+"""The RSA correlation by csrc: the hybrid loss without triplets, and the correlations of ranks."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import torch
 from bgs_kernels.dispatch import Request
 from bgs_kernels.hybrid_loss import native as hybrid
 from bgs_kernels.hybrid_loss.native import unavailable
-from bgs_kernels.rsa.reference import PRECOMPUTED
+from bgs_kernels.rsa import native_ranks
+from bgs_kernels.rsa.reference import PRECOMPUTED, RANK_METHODS
 
 __all__ = ["rsa_correlation", "unavailable", "why_not"]
 
 
 def why_not(request: Request) -> str | None:
     """Say why csrc cannot serve a call, or None."""
-    if request.options.get("metric") == PRECOMPUTED:
+    if request.options["method"] in RANK_METHODS:
+        return native_ranks.why_not(request)
+    if request.options["metric"] == PRECOMPUTED:
         return "the kernels make their distances themselves"
-    if request.options.get("method") == "spearman":
-        return "the kernels do not rank"
     return hybrid.why_not(request)
 
 
@@ -33,6 +34,11 @@ def rsa_correlation(
     method: str = "pearson",
 ) -> torch.Tensor:
     """Compute the correlation of every set; arguments and result as ``bgs_kernels.rsa.reference.rsa_correlation``."""
+    if method in RANK_METHODS:
+        correlations: torch.Tensor = native_ranks.rank_correlation(
+            embeddings.detach(), target, target_embeddings, mask, weights, metric, target_metric, method
+        )
+        return correlations
     return -hybrid.hybrid_loss(
         embeddings,
         torch.empty((len(embeddings), 0, 3), dtype=torch.int32),

@@ -133,6 +133,28 @@ def repeats_an_item(triplets: torch.Tensor) -> torch.Tensor:
     return (first == second) | (first == odd) | (second == odd)
 
 
+def check_items(
+    triplets: torch.Tensor, limits: torch.Tensor | int, *, batched: bool, counted: torch.Tensor | bool = True
+) -> None:
+    """Require the rows of every triplet to exist and those of one that counts to differ.
+
+    Args:
+        triplets: (B, T, 3) integer, ``readable``.
+        limits: how many rows there are, or how many for each triplet (B, T).
+        batched: whether errors name the set.
+        counted: (B, T) bool, False where a triplet is padding.
+
+    Raises:
+        ValueError: an index is out of range, or a triplet that counts names an item twice.
+    """
+    check_range(triplets, limits, batched=batched)
+    repeated = repeats_an_item(triplets) & counted
+    if repeated.any():
+        place = repeated.nonzero()[0].tolist()
+        row, where = tuple(triplets[tuple(place)].tolist()), place_of(place, batched=batched)
+        raise ValueError(f"triplets: expected three different items, got {row} {where}")
+
+
 def place_of(place: list[int], *, batched: bool) -> str:
     """Write the set, where there are several, and the row of a triplet, as errors do."""
     return f"(set {place[0]}, row {place[1]})" if batched else f"(row {place[1]})"

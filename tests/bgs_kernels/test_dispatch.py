@@ -202,7 +202,14 @@ def test_autocast_is_off_inside(op, monkeypatch):
 
 
 def test_every_op_has_a_reference():
-    assert set(dispatch.ops()) == {"hybrid_loss", "pairwise_distance", "rsa_correlation", "triplet_loss"}
+    assert set(dispatch.ops()) == {
+        "fractional_rank",
+        "hybrid_loss",
+        "pairwise_distance",
+        "rsa_correlation",
+        "triplet_counts",
+        "triplet_loss",
+    }
     for op in dispatch.ops():
         assert "reference" in available_backends(op)
         assert callable(getattr(bgs_kernels, op))
