@@ -3,6 +3,7 @@
 #include "cpu/counts.h"
 #include "cpu/rank_correlation.h"
 #include "cpu/ranks.h"
+#include "cpu/soundness.h"
 
 namespace py = pybind11;
 
@@ -43,6 +44,9 @@ bool triplet_counts(const Tensor& triplets, std::int64_t count, std::int64_t row
 }  // namespace
 
 void bind_statistics(py::module_& module) {
+  module.def("are_sound", &are_sound, py::call_guard<py::gil_scoped_release>(), py::arg("triplets"), py::arg("sets"),
+             py::arg("count"), py::arg("rows"), py::arg("threads"),
+             "Say whether all triplets (B, T, 3) name three different rows that there are.");
   module.def("fractional_rank", &fractional_rank, py::arg("values"), py::arg("rows"), py::arg("columns"),
              py::arg("ranks"), py::arg("threads"),
              "Rank the rows of contiguous float32 or float64 values into float64 ranks.");

@@ -185,9 +185,11 @@ def _check_rows(
 ) -> None:
     """Require the rows of every triplet to exist and those of one that counts to differ and not to be padding."""
     rows, batched = embeddings.shape[-2], embeddings.dim() == 3
-    limits = torch.full(triplets.shape[:2], rows) if lengths is None else lengths[:, None].expand(triplets.shape[:2])
-    if weights is not None:
-        limits = torch.where(weights == 0, rows, limits)
+    limits: torch.Tensor | int = rows
+    if lengths is not None:
+        limits = lengths[:, None].expand(triplets.shape[:2])
+        if weights is not None:
+            limits = torch.where(weights == 0, rows, limits)
     check_items(triplets, limits, batched=batched, counted=weights is None or weights != 0)
 
 

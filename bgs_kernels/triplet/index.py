@@ -8,6 +8,7 @@ import numbers
 
 import torch
 
+from bgs_kernels import native
 from bgs_kernels.checks import readable
 
 INT32_END = 2**31
@@ -147,6 +148,11 @@ def check_items(
     Raises:
         ValueError: an index is out of range, or a triplet that counts names an item twice.
     """
+    if native.module is not None and triplets.numel():
+        least = limits if isinstance(limits, int) else int(limits.min())
+        sets, count = triplets.shape[:2]
+        if native.module.are_sound(native.argument(triplets), sets, count, least, native.threads()):
+            return
     check_range(triplets, limits, batched=batched)
     repeated = repeats_an_item(triplets) & counted
     if repeated.any():
