@@ -68,21 +68,22 @@ class Case:
 
 
 CASES = {
+    "5M judgments of 250": [Case("counts", 250, "int64")],
+    "5M judgments of 1854": [Case("counts", 1_854, "int64")],
     "rank of 8M": [Case("rank", 8_000_000, dtype) for dtype in ("float64", "float32")],
     "spearman of 8M pairs": [Case("spearman", 4_000, dtype) for dtype in ("float64", "float32")],
     "tau-b of 1M pairs": [Case("tau-b", 1_415, dtype) for dtype in ("float64", "float32")],
-    "5M judgments of 250": [Case("counts", 250, "int64")],
-    "5M judgments of 1854": [Case("counts", 1_854, "int64")],
 }
 """8 million pairs are those of 4,000 items; 1,854 are the items of THINGS."""
 
 CONTENDERS = {
     "rank": ("scipy", "reference", "native"),
-    "spearman": ("scipy", "reference", "native"),
+    "spearman": ("scipy", "native"),
     "tau-b": ("scipy", "native"),
     "counts": ("bincount int64", "bincount int32", "add.at", "reference", "native"),
 }
-"""The definition of tau-b is quadratic in the pairs: it is left out."""
+"""The first is what the others have to agree with. Left out are definitions of correlations: that of tau-b is quadratic
+in the pairs, and that of Spearman's spends its time on ranks."""
 
 Step = Callable[[], Any]
 
@@ -157,7 +158,7 @@ def measure(what: dict[str, Any]) -> dict[str, Any]:
         return timing.ceilings(DEVICE)
     case = find_case(what["size"], what["mode"])
     step = contender(what["contender"], case)
-    if not _agrees(case, step()):
+    if what["contender"] != CONTENDERS[case.op][0] and not _agrees(case, step()):
         return {"status": "wrong", "reason": "the result is not SciPy's or NumPy's"}
     return {"status": "ok", "step_ms": timing.timed(step, device=DEVICE, seconds=what["seconds"])}
 

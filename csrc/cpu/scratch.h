@@ -3,10 +3,10 @@
 // long on them, and touching the fresh pages alone milliseconds).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 #include <new>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -35,24 +35,24 @@ class Scratch {
  public:
   explicit Scratch(std::int64_t count) {
     const std::size_t bytes = sizeof(T) * static_cast<std::size_t>(count);
-    // whole pages: what std::aligned_alloc asks for, and no huge page is shared
-    const std::size_t page = bytes >= kHugePage ? kHugePage : kSmallAlignment;
-    const std::size_t rounded = (bytes + page - 1) / page * page;
-    data_.reset(static_cast<T*>(std::aligned_alloc(page, rounded == 0 ? page : rounded)));
-    if (!data_) throw std::bad_alloc();
-    wish_huge_pages(data_.get(), rounded);
+    // a large array begins with a huge page
+    alignment_ = bytes >= kHugePage ? kHugePage : kSmallAlignment;
+    data_ = static_cast<T*>(::operator new(bytes, std::align_val_t{alignment_}));
+    wish_huge_pages(data_, bytes);
   }
 
-  T* data() const { return data_.get(); }
-  T& operator[](std::int64_t place) const { return data_.get()[place]; }
+  Scratch(Scratch&& other) noexcept : data_(std::exchange(other.data_, nullptr)), alignment_(other.alignment_) {}
+  Scratch& operator=(Scratch&&) = delete;
+  ~Scratch() { ::operator delete(data_, std::align_val_t{alignment_}); }
+
+  T* data() const { return data_; }
+  T& operator[](std::int64_t place) const { return data_[place]; }
 
  private:
-  static constexpr std::size_t kSmallAlignment = 64;
+  static constexpr std::size_t kSmallAlignment = 64;  // a cache line
 
-  struct Free {
-    void operator()(T* data) const { std::free(data); }
-  };
-  std::unique_ptr<T, Free> data_;
+  T* data_;
+  std::size_t alignment_;
 };
 
 }  // namespace bgs
