@@ -96,6 +96,7 @@ void bind_losses(py::module_& module) {
       },
       "Compute distances (B, N, M) or, given the gradient by them, that by x and y; sizes are (B, N, M, D).");
   module.def("held_bytes", &cpu::held_bytes, "Say how much memory is held for later calls.");
+  module.def("release_held", &cpu::release_held, "Give what is held for later calls back to the system.");
   module.def("poison", &cpu::poison, "Fill all memory that kernels work in with NaN from now on, or no longer.");
 }
 

@@ -94,6 +94,14 @@ void release(void* memory, std::size_t wanted) noexcept {
   std::free(memory);
 }
 
+void release_held() {
+  Pool& here = pool();
+  const std::lock_guard<std::mutex> lock(here.mutex);
+  for (const auto& block : here.blocks) std::free(block.second);
+  here.blocks.clear();
+  here.held = 0;
+}
+
 std::size_t held_bytes() {
   Pool& here = pool();
   const std::lock_guard<std::mutex> lock(here.mutex);

@@ -12,6 +12,9 @@ void* acquire(std::size_t bytes);
 // Take it back, with the number of bytes that was asked for.
 void release(void* memory, std::size_t bytes) noexcept;
 
+// Give what is held for later calls back to the system.
+void release_held();
+
 // How many bytes are held for later calls, at most kMostHeld.
 std::size_t held_bytes();
 

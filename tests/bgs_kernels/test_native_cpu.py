@@ -146,6 +146,8 @@ def test_memory_held_for_later_calls_is_bounded():
         x = torch.randn(rows, 512)
         hybrid_loss(x, None, torch.rand(rows, rows), backend="native")
     assert 0 < native.module.held_bytes() <= 128 << 20
+    native.module.release_held()
+    assert native.module.held_bytes() == 0
 
 
 CHECK = """
