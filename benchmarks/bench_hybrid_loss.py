@@ -48,16 +48,21 @@ class Size:
 SIZES = {
     "published": Size(250, 128, 24_096),
     "1k": Size(1_000, 768, 50_000),
-    "4k": Size(4_000, 768, 100_000),
+    "1k-narrow": Size(1_000, 128, 50_000),
+    "4k": Size(4_096, 768, 100_000),
     "16k": Size(16_000, 1_024, 100_000),
+    "20k": Size(20_000, 512, 200_000, 512),
     "65k": Size(65_536, 1_024, 1_000_000, 512),
 }
 """The first is the size of the published judgments."""
 
 SMALL = ("published", "1k")
-"""What a CPU and a quick run measure."""
+"""What a quick run measures."""
 
-BY_IMPORTANCE = ("published", "16k", "65k", "4k", "1k")
+ON_CUDA = ("published", "1k", "4k", "16k", "65k")
+ON_CPU = ("published", "1k-narrow", "4k", "20k")
+
+BY_IMPORTANCE = ("published", "16k", "65k", "4k", "1k", "1k-narrow", "20k")
 
 MODES = {
     "bfloat16": (torch.bfloat16, "high"),
@@ -110,7 +115,8 @@ DEFINITIONS = {
     "bytes": "each input read once in the forward and once in the backward, the gradient written once; of a dense"
     " target its upper triangle",
     "floor_ms": "the larger of flops and bytes over the ceilings measured in this run",
-    "peak_bytes": "most memory allocated during a step beyond its inputs, the gradient included",
+    "peak_bytes": "most memory allocated during a step beyond its inputs, the gradient included; on a CPU most memory"
+    " that the process came to occupy",
     "error": "absolute for the loss, relative norm for the gradient, against the exact value of the same inputs",
 }
 
@@ -554,7 +560,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="the small sizes, each time measured for a tenth of a second"
     )
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, help="by default all; on a CPU the small ones")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, help="by default those for the device")
     parser.add_argument("--dtypes", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
     parser.add_argument(
         "--precisions", nargs="+", choices=("highest", "high"), help="of float32 products; bfloat16 has one"
@@ -564,8 +570,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
-    small = given.quick or device.type != "cuda"
-    sizes = tuple(given.sizes or (SMALL if small else SIZES))
+    sizes = tuple(given.sizes or (SMALL if given.quick else ON_CUDA if device.type == "cuda" else ON_CPU))
     # a CPU has no TF32
     precisions = given.precisions or (("highest", "high") if device.type == "cuda" else ("highest",))
     modes = tuple(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from bgs_kernels import native
 
 WARM_UP = 3
 """Calls before anything is timed: they compile, fill caches and wake the clocks."""
@@ -181,18 +185,19 @@ def launches(step: Callable[..., Any], *, prepare: Callable[[], tuple[Any, ...]]
 
 
 def peak_bytes(step: Callable[[], Any], *, device: torch.device) -> int | None:
-    """Measure how much memory a step needs at its peak beyond what is allocated already, its result included.
+    """Measure how much memory a step needs at its peak beyond what is there already, its result included.
 
     Args:
         step: the step, warm.
         device: where it runs.
 
     Returns:
-        bytes, or None where the allocator does not count them: on a CPU.
+        bytes: on CUDA those that torch allocated, on a CPU those that the process came to occupy, after all that
+        earlier steps left behind was given back to the system; None on a system that does not tell.
     """
-    if device.type != "cuda":
-        return None
     gc.collect()
+    if device.type != "cuda":
+        return _peak_of_process(step)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -201,6 +206,26 @@ def peak_bytes(step: Callable[[], Any], *, device: torch.device) -> int | None:
     peak = torch.cuda.max_memory_allocated(device) - before
     del result
     return peak
+
+
+def _peak_of_process(step: Callable[[], Any]) -> int | None:
+    forget = Path("/proc/self/clear_refs")
+    if not forget.exists():
+        return None
+    if native.module is not None:
+        native.module.release_held()
+    ctypes.CDLL(None).malloc_trim(0)
+    forget.write_text("5")  # the peak begins anew
+    before = _kilobytes("VmRSS")
+    step()
+    return 1024 * (_kilobytes("VmHWM") - before)
+
+
+def _kilobytes(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    raise LookupError(name)
 
 
 def ceilings(device: torch.device) -> dict[str, Any]:

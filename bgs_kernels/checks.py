@@ -51,6 +51,24 @@ def check_number(name: str, given: float, *, positive: bool = False) -> None:
         raise ValueError(f"{name}: expected a finite number {'>' if positive else '>='} 0, got {given!r}")
 
 
+def check_tensor(name: str, given: torch.Tensor, *, kind: str) -> None:
+    """Require a tensor of a kind of dtype.
+
+    Args:
+        name: the argument's name.
+        given: its value.
+        kind: "an integer", "a floating-point", "a real" or "the bool".
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: its dtype is another.
+    """
+    if not isinstance(given, torch.Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(given).__name__}")
+    if given.dtype not in _KINDS[kind]:
+        raise ValueError(f"{name}: expected {kind} dtype, got {str(given.dtype).removeprefix('torch.')}")
+
+
 def check_embeddings(name: str, given: torch.Tensor) -> None:
     """Require rows of floating-point numbers, (..., N, D) with D at least 1.
 
@@ -62,7 +80,7 @@ def check_embeddings(name: str, given: torch.Tensor) -> None:
         TypeError: it is no tensor.
         ValueError: its dtype or its shape is another.
     """
-    _check_tensor(name, given, kind="a floating-point")
+    check_tensor(name, given, kind="a floating-point")
     if given.dim() < 2 or given.shape[-1] == 0:
         raise ValueError(f"{name}: expected shape (..., N, D) with D >= 1, got {tuple(given.shape)}")
 
@@ -106,7 +124,7 @@ def per_set(
         TypeError: it is no tensor.
         ValueError: its dtype, device or shape is another, or it requires a gradient.
     """
-    _check_tensor(name, given, kind=kind)
+    check_tensor(name, given, kind=kind)
     if given.device != embeddings.device:
         raise ValueError(f"{name}: expected device {embeddings.device}, that of the embeddings, got {given.device}")
     if given.requires_grad:
@@ -142,13 +160,6 @@ def check_weights(name: str, given: torch.Tensor) -> None:
     if wrong.any():
         place = tuple(wrong.nonzero()[0].tolist())
         raise ValueError(f"{name}: expected finite values >= 0, got {given[place].item():g} at {place}")
-
-
-def _check_tensor(name: str, given: torch.Tensor, *, kind: str) -> None:
-    if not isinstance(given, torch.Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(given).__name__}")
-    if given.dtype not in _KINDS[kind]:
-        raise ValueError(f"{name}: expected {kind} dtype, got {str(given.dtype).removeprefix('torch.')}")
 
 
 def _fits(given: torch.Tensor, shape: tuple[int | str, ...]) -> bool:

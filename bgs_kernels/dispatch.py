@@ -1,5 +1,5 @@
 """Which backend runs an op: the registry of implementations, the order of precedence between the ways to ask for one,
-and the reason why a backend cannot serve a call.
+the table of the fastest, and the reason why a backend cannot serve a call.
 
 An implementation is a module that holds a function of the op's name and, where it does not serve every call everywhere,
 
@@ -16,23 +16,31 @@ new backend of an op is that module and one ``register`` line in the op's ``api.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
 import torch
 
 BACKENDS = ("triton", "native", "reference")
-"""Every backend there is, in the order in which "auto" considers them."""
+"""Every backend there is, in the order in which "auto" considers them where nothing was measured."""
+
+FASTEST = Path(__file__).with_name("fastest.json")
+"""The backend that was measured as the fastest, by type of device, op and number of rows: {"cpu": {"hybrid_loss": {"1":
+"native"}}} says that it is native from one row on. "auto" considers it first. ``python -m benchmarks.bench_dispatch
+--write`` measures the table anew."""
 
 ENVIRONMENT_VARIABLE = "BGS_BACKEND"
 
 _modules: dict[str, dict[str, str]] = {}
 _loaded: dict[str, dict[str, ModuleType]] = {}
 _failed: dict[str, dict[str, str]] = {}
+_order_of: dict[tuple[str, str], tuple[tuple[int, tuple[str, ...]], ...]] = {}
 _chosen: ContextVar[str | None] = ContextVar("bgs_kernels_backend", default=None)
 
 
@@ -57,8 +65,9 @@ class use_backend:
     ``backend`` argument comes before this choice, and this choice before the environment variable ``BGS_BACKEND``.
 
     Args:
-        name: "triton", "native", "reference", or "auto": the first of them that can serve the call and does not pass
-            it over.
+        name: "triton", "native", "reference", or "auto": the backend that was measured as the fastest on the device
+            and for the number of rows (``FASTEST``), else the first of them, of those that can serve the call and do
+            not pass it over.
 
     Raises:
         ValueError: no backend has that name.
@@ -204,13 +213,40 @@ def choose(op: str, backend: str, request: Request) -> str:
     name, asked_by = _asked(op, backend)
     if name == "auto":
         name = next(
-            each for each in BACKENDS if why_not(op, each, request) is None and _passes_over(op, each, request) is None
+            each
+            for each in _preferred(op, request)
+            if why_not(op, each, request) is None and _passes_over(op, each, request) is None
         )
     else:
         reason = why_not(op, name, request)
         if reason is not None:
             raise ValueError(f"{op}: backend {name!r} (from {asked_by}) cannot serve this call: {reason}")
     return name
+
+
+def _preferred(op: str, request: Request) -> tuple[str, ...]:
+    """Name every backend in the order in which "auto" considers them for a call."""
+    first = next(iter(request.tensors.values()))
+    orders = _orders(op, first.device.type)
+    rows = first.shape[-2] if first.dim() > 1 else 0
+    return next((order for least, order in orders if rows >= least), BACKENDS)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _orders(op: str, device: str) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """Give the orders of backends and from how many rows on they hold, the largest number first."""
+    if (op, device) not in _order_of:
+        table: dict[str, str] = _read_fastest().get(device, {}).get(op, {})
+        fastest = sorted(((int(least), name) for least, name in table.items()), reverse=True)
+        _order_of[op, device] = tuple(
+            (least, (name, *(each for each in BACKENDS if each != name))) for least, name in fastest
+        )
+    return _order_of[op, device]
+
+
+def _read_fastest() -> dict[str, dict[str, dict[str, str]]]:
+    table: dict[str, dict[str, dict[str, str]]] = json.loads(FASTEST.read_text(encoding="utf-8"))
+    return table
 
 
 def _passes_over(op: str, backend: str, request: Request) -> str | None:

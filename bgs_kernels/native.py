@@ -1,10 +1,13 @@
-"""The compiled module ``bgs_kernels._native``: whether it is there, how tensors are handed to it, and on how many threads
-it computes.
+"""The compiled module ``bgs_kernels._native``: whether it is there, what it can read, how tensors are handed to it, and
+on how many threads it computes.
 """
 
 from __future__ import annotations
 
 import torch
+
+from bgs_kernels.dispatch import Request
+from bgs_kernels.pairwise import reference as pairwise
 
 try:
     from bgs_kernels import _native as module
@@ -14,7 +17,7 @@ except ImportError as error:
 else:
     MISSING = None
 
-__all__ = ["DTYPES", "MISSING", "argument", "module", "threads"]
+__all__ = ["DTYPES", "METRICS", "MISSING", "argument", "elsewhere", "module", "threads"]
 
 DTYPES = {
     torch.float32: 0,
@@ -30,12 +33,23 @@ DTYPES = {
 }
 """The numbers of dtypes in csrc/tensor.h."""
 
+METRICS = {metric: number for number, metric in enumerate(pairwise.METRICS)}
+"""The numbers of metrics in csrc/cpu/hybrid_loss.h."""
+
 Argument = tuple[int, int, tuple[int, ...]] | None
 
 
 def argument(tensor: torch.Tensor | None) -> Argument:
     """Give what csrc takes for a tensor: its address, the number of its dtype, and its strides in elements."""
     return None if tensor is None else (tensor.data_ptr(), DTYPES[tensor.dtype], tensor.stride())
+
+
+def elsewhere(request: Request) -> str | None:
+    """Say that a tensor of a call is not in the CPU's memory, where it could be read, or None."""
+    for name, tensor in request.tensors.items():
+        if tensor.device.type != "cpu":
+            return f"{name} is on {tensor.device}, and this runs on the CPU"
+    return None
 
 
 def threads() -> int:

@@ -10,7 +10,7 @@
 
 namespace bgs {
 
-void bind_hybrid_loss(pybind11::module_& module);
+void bind_losses(pybind11::module_& module);
 void bind_statistics(pybind11::module_& module);
 #if defined(BGS_CUDA_ARCHITECTURES)
 void bind_cuda(pybind11::module_& module);

@@ -81,7 +81,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("build_info", &build_info,
              "Say what the module was built with: compiler, cxx_standard, openmp (yyyymm or None), cuda_compiler (or "
              "None) and cuda_architectures.");
-  bgs::bind_hybrid_loss(module);
+  bgs::bind_losses(module);
   bgs::bind_statistics(module);
 #if defined(BGS_CUDA_ARCHITECTURES)
   bgs::bind_cuda(module);

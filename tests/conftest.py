@@ -1,10 +1,18 @@
 """What every test shares: no network, one thread, kernels in the interpreter where there is no GPU, and the folder of
 real human data."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+if folder := os.environ.get("BGS_TEST_NATIVE"):  # another build of the compiled module, with sanitizers for example
+    (built,) = Path(folder).glob("_native*.so")
+    spec = importlib.util.spec_from_file_location("bgs_kernels._native", built)
+    sys.modules["bgs_kernels._native"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["bgs_kernels._native"])
 
 import pytest
 import torch

@@ -7,12 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bgs.data.judgments import Judgments
-
-# Judgments counted at a time: 8 MiB of pair keys, so that memory does not grow with the number of judgments.
-_CHUNK = 1 << 20
+from bgs_kernels import triplet_counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,16 +52,8 @@ def pair_counts(judgments: Judgments) -> PairCounts:
     Returns:
         Counts (N, N); each judgment adds to three pairs shown and to one pair together.
     """
-    number = len(judgments.items)
-    pairs_together = np.zeros(number * number, dtype=np.int64)
-    pairs_split = np.zeros(number * number, dtype=np.int64)
-    for start in range(0, len(judgments), _CHUNK):
-        first, second, odd = judgments.triplets[start : start + _CHUNK].T
-        np.add.at(pairs_together, first * number + second, 1)
-        np.add.at(pairs_split, first * number + odd, 1)
-        np.add.at(pairs_split, second * number + odd, 1)
-    together = _symmetric(pairs_together, number)
-    return PairCounts(shown=_symmetric(pairs_split, number) + together, together=together)
+    counts = triplet_counts(torch.from_numpy(judgments.triplets), len(judgments.items))
+    return PairCounts(shown=counts.shown.numpy(), together=counts.together.numpy())
 
 
 def dissimilarity(judgments: Judgments) -> NDArray[np.float64]:
@@ -96,8 +87,3 @@ def soft_targets(judgments: Judgments) -> SoftTargets:
     repeats = judgments.repeats
     counts = repeats.counts.sum(axis=1)
     return SoftTargets(triplets=repeats.triplets, shares=repeats.counts[:, ::-1] / counts[:, None], counts=counts)
-
-
-def _symmetric(flat: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-    directed = flat.reshape(number, number)
-    return directed + directed.T

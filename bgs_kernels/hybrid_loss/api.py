@@ -429,4 +429,5 @@ def _check_lengths(embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Ten
 
 
 dispatch.register("hybrid_loss", "triton", "bgs_kernels.hybrid_loss.fused")
+dispatch.register("hybrid_loss", "native", "bgs_kernels.hybrid_loss.native")
 dispatch.register("hybrid_loss", "reference", "bgs_kernels.hybrid_loss.reference")

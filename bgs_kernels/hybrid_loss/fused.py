@@ -17,7 +17,8 @@ from bgs_kernels.hybrid_loss.launch import (
 )
 from bgs_kernels.hybrid_loss.reference import HybridTerms
 from bgs_kernels.pairwise import fused as rows
-from bgs_kernels.rsa.reference import PRECOMPUTED
+from bgs_kernels.rsa.reference import PRECOMPUTED, RANK_METHODS
+from bgs_kernels.tracing import is_eager, refuse_second_derivative
 
 unavailable = rows.unavailable
 passes_over = rows.passes_over
@@ -30,7 +31,7 @@ def why_not(request: Request) -> str | None:
         return "3 T places of triplets do not fit int32"
     if request.options.get("metric") == PRECOMPUTED:
         return "the kernels make their distances themselves"
-    if request.options.get("method") == "spearman":
+    if request.options.get("method") in RANK_METHODS:
         return "the kernels do not rank"
     return rows.why_not(request)
 
@@ -140,13 +141,13 @@ def _backward(ctx, upstream, *others):  # type: ignore[no-untyped-def]
     gradient = None
     if upstream is not None and ctx.needs_input_grad[0]:
         # where a gradient of the gradient is wanted, the operator that refuses one is on record
-        run = hybrid_loss_backward if torch.is_grad_enabled() or not rows.is_eager(upstream) else differentiate
+        run = hybrid_loss_backward if torch.is_grad_enabled() or not is_eager(upstream) else differentiate
         gradient = run(upstream, *ctx.saved_tensors, *ctx.settings)
     return (gradient, *(None,) * 19)
 
 
 torch.library.register_autograd(hybrid_loss_forward, _backward, setup_context=_save)
-torch.library.register_autograd(hybrid_loss_backward, rows.refuse_second_derivative)
+torch.library.register_autograd(hybrid_loss_backward, refuse_second_derivative)
 
 
 class HybridLossFunction(torch.autograd.Function):
@@ -184,7 +185,7 @@ def hybrid_loss(
     rsa: str = "pearson",
 ) -> HybridTerms:
     """Compute the hybrid loss of every set, as ``bgs_kernels.hybrid_loss.reference.hybrid_loss`` does."""
-    run = HybridLossFunction.apply if rows.is_eager(embeddings) else hybrid_loss_forward
+    run = HybridLossFunction.apply if is_eager(embeddings) else hybrid_loss_forward
     loss, terms, _, _ = run(  # type: ignore[no-untyped-call]
         embeddings,
         triplets,

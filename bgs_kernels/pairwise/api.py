@@ -44,4 +44,5 @@ def pairwise_distance(
 
 
 dispatch.register("pairwise_distance", "triton", "bgs_kernels.pairwise.fused")
+dispatch.register("pairwise_distance", "native", "bgs_kernels.pairwise.native")
 dispatch.register("pairwise_distance", "reference", "bgs_kernels.pairwise.reference")

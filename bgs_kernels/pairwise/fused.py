@@ -13,6 +13,7 @@ import torch
 from bgs_kernels import tuning
 from bgs_kernels.dispatch import Request
 from bgs_kernels.pairwise.kernels import pairwise_bwd_kernel, pairwise_fwd_kernel, pairwise_rows_kernel
+from bgs_kernels.tracing import is_transformed, refuse_second_derivative
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -52,23 +53,9 @@ def why_not(request: Request) -> str | None:
     return None
 
 
-def is_transformed(rows: torch.Tensor) -> bool:
-    """Say whether a transform of ``torch.func`` is at work or a tensor has a forward-mode tangent: the operators know
-    neither, and would take a tangent for zero."""
-    if torch.compiler.is_compiling():
-        return False
-    transformed: bool = torch._C._are_functorch_transforms_active()
-    return transformed or torch.autograd.forward_ad.unpack_dual(rows).tangent is not None  # type: ignore[no-untyped-call]
-
-
 def passes_over(request: Request) -> str | None:
     """Say why "auto" takes another backend, or None."""
     return "the interpreter is slow" if INTERPRETED else None
-
-
-def is_eager(tensor: torch.Tensor) -> bool:
-    """Say whether kernels may be launched on a tensor here and now: it is neither traced nor only a shape."""
-    return type(tensor) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
 
 
 def on_device_of(tensor: torch.Tensor) -> AbstractContextManager[None]:
@@ -202,13 +189,6 @@ def _backward(ctx, upstream, *others):  # type: ignore[no-untyped-def]
     if ctx.needs_input_grad[1]:
         by_y = pairwise_distance_backward(upstream.mT, distances.mT, y, y_stats, x, x_stats, origin, ctx.metric, False)
     return by_x, by_y, None
-
-
-def refuse_second_derivative(ctx, *others):  # type: ignore[no-untyped-def]
-    """Be the backward of an operator that is a gradient itself."""
-    raise RuntimeError(
-        "the kernels' gradient has no derivative of its own; pass backend='reference' to differentiate twice"
-    )
 
 
 torch.library.register_autograd(pairwise_distance_forward, _backward, setup_context=_save)

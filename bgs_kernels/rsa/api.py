@@ -9,7 +9,7 @@ import torch
 from bgs_kernels import dispatch
 from bgs_kernels.checks import check_choice, check_sets, check_weights, per_set, readable
 from bgs_kernels.pairwise.reference import METRICS
-from bgs_kernels.rsa.reference import METHODS, PRECOMPUTED
+from bgs_kernels.rsa.reference import METHODS, PRECOMPUTED, RANK_METHODS
 
 
 def rsa_correlation(
@@ -38,7 +38,8 @@ def rsa_correlation(
         weights: (N, N) or (B, N, N) non-negative; 0 is unobserved.
         metric: "cosine", "correlation", "euclidean", "sqeuclidean", "dot" or "precomputed".
         target_metric: the distance between target embeddings; by default the metric.
-        method: "pearson", "cosine" (uncentred) or "spearman" (no gradient; weights only select pairs).
+        method: "pearson", "cosine" (uncentred) or one of "spearman", "tau-a" and "tau-b" (Kendall's), which have no
+            gradient and for which weights only select pairs.
         backend: "auto", "triton", "native" or "reference".
 
     Returns:
@@ -48,16 +49,16 @@ def rsa_correlation(
     Raises:
         TypeError: an argument is no tensor.
         ValueError: a dtype, shape, device, weight or setting is not one of those, there is not exactly one target, or a
-            gradient of "spearman" would be needed.
+            gradient of a method that has none would be needed.
     """
     check_choice("metric", metric, (*METRICS, PRECOMPUTED))
     check_choice("method", method, METHODS)
     sets = check_sets("embeddings", embeddings)
     if metric == PRECOMPUTED and sets.shape[1] != sets.shape[2]:
         raise ValueError(f"embeddings: expected (N, N) or (B, N, N) distances, got {tuple(embeddings.shape)}")
-    if method == "spearman" and embeddings.requires_grad and torch.is_grad_enabled():
+    if method in RANK_METHODS and embeddings.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            "method: 'spearman' has no gradient; pass embeddings.detach(), or call it under torch.no_grad()"
+            f"method: {method!r} has no gradient; pass embeddings.detach(), or call it under torch.no_grad()"
         )
     if target_metric is None:
         if metric == PRECOMPUTED and target_embeddings is not None:
@@ -149,4 +150,5 @@ def check_pairs(
 
 
 dispatch.register("rsa_correlation", "triton", "bgs_kernels.rsa.fused")
+dispatch.register("rsa_correlation", "native", "bgs_kernels.rsa.native")
 dispatch.register("rsa_correlation", "reference", "bgs_kernels.rsa.reference")

@@ -7,11 +7,18 @@ from __future__ import annotations
 import torch
 
 from bgs_kernels.pairwise.reference import BOUNDED_METRICS, ROUNDING, compute_dtype, pairwise_distance
+from bgs_kernels.rank.reference import fractional_rank
 
-METHODS = ("pearson", "cosine", "spearman")
+RANK_METHODS = ("spearman", "tau-a", "tau-b")
+"""Methods that compare the order of distances alone: they have no gradient, and weights only select pairs."""
+
+METHODS = ("pearson", "cosine", *RANK_METHODS)
 
 PRECOMPUTED = "precomputed"
 """The metric that says that the embeddings are a distance matrix already."""
+
+COUPLES_AT_A_TIME = 1 << 22
+"""Couples of pairs that Kendall's tau compares at a time, so that memory does not grow with the square of the pairs."""
 
 
 def rsa_correlation(
@@ -125,7 +132,11 @@ def correlate(
       deviations;
     * cosine: the same without subtracting the means;
     * spearman: the Pearson correlation of the ranks that d and h have among the observed pairs, ties sharing their mean
-      rank. Weights only select pairs here: a pair counts fully or, at weight 0, not at all. No gradient.
+      rank. Weights only select pairs here and below: a pair counts fully or, at weight 0, not at all. No gradient;
+    * tau-a: Kendall's, :math:`(C - D)/n_0` where of the :math:`n_0 = P(P - 1)/2` couples of the P observed pairs C are
+      ordered alike by d and h, and D the other way round. No gradient;
+    * tau-b: :math:`(C - D)/\sqrt{(n_0 - n_1)(n_0 - n_2)}`, with :math:`n_1` couples tied in d and :math:`n_2` in h. No
+      gradient.
 
     r is 0, with zero gradient, where fewer than two pairs are observed or one side does not vary. A side does not vary
     when the variance of its distances (under "cosine" their mean square) is at most :math:`(\rho s)^2` with
@@ -147,7 +158,7 @@ def correlate(
     # what the correlation is where it is not defined: 0, or NaN when a distance or an observed target is not finite
     undefined = 0 * (distances.detach().sum((-2, -1)) + target.sum((-2, -1)))
     observed = weights != 0
-    if method == "spearman":
+    if method in RANK_METHODS:
         rows = observed.shape[-1]
         first, second = torch.triu_indices(rows, rows, offset=1, device=observed.device)
         distances, target, observed = (
@@ -159,6 +170,9 @@ def correlate(
     ours, variance, still = _spread(distances, weights, centred=centred, bounded=bounded)
     theirs, target_variance, target_still = _spread(target, weights, centred=centred, bounded=target_bounded)
     degenerate = still | target_still | (observed.sum((-2, -1), keepdim=True) < 2)
+    if method in ("tau-a", "tau-b"):
+        r = torch.stack([_tau(*each, method=method) for each in zip(distances, target, observed, strict=True)])
+        return torch.where(degenerate.flatten(), 0.0, r).to(undefined.dtype) + undefined
     if method == "spearman":
         weights = weights.double()
         ours, variance, _ = _spread(_ranks(distances, observed), weights, centred=True, bounded=False)
@@ -191,20 +205,27 @@ def _spread(
 
 
 def _ranks(values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-    """Rank the observed values of every set, 1 for the smallest, ties sharing their mean rank.
+    """Rank the observed values (B, 1, P) of every set, float64; 0 where unobserved."""
+    return torch.where(observed, fractional_rank(torch.where(observed, values, float("nan"))), 0.0)
 
-    Args:
-        values: (B, 1, P).
-        observed: (B, 1, P) bool.
 
-    Returns:
-        (B, 1, P) float64; what stands at unobserved places means nothing.
-    """
-    # unobserved values come after all others, where they change no rank
-    values, order = torch.where(observed, values, float("inf")).sort(dim=-1)
-    places = torch.arange(values.shape[-1], device=values.device).expand_as(values)
-    edge = torch.ones_like(observed[..., :1])
-    step = values[..., 1:] != values[..., :-1]
-    first = torch.where(torch.cat((edge, step), -1), places, 0).cummax(-1).values
-    last = torch.where(torch.cat((step, edge), -1), places, values.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
-    return torch.empty_like(values, dtype=torch.float64).scatter_(-1, order, (first + last).double() / 2 + 1)
+def _tau(distances: torch.Tensor, target: torch.Tensor, observed: torch.Tensor, *, method: str) -> torch.Tensor:
+    """Compute Kendall's tau of one set's distances and targets (1, P) over its observed pairs."""
+    distances, target = distances[observed], target[observed]
+    pairs = len(distances)
+    # C - D, n_0 - n_1 and n_0 - n_2, each couple counted twice
+    counts = torch.zeros(3, dtype=torch.int64, device=distances.device)
+    at_a_time = max(COUPLES_AT_A_TIME // max(pairs, 1), 1)
+    for start in range(0, pairs, at_a_time):
+        some = slice(start, start + at_a_time)
+        ours, theirs = _order(distances[some], distances), _order(target[some], target)
+        counts += torch.stack([(ours * theirs).sum(), ours.abs().sum(), theirs.abs().sum()])
+    score, varying, target_varying = (counts.double() / 2).unbind()
+    scale = pairs * (pairs - 1) / 2 if method == "tau-a" else varying.sqrt() * target_varying.sqrt()
+    return score / scale
+
+
+def _order(values: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Compare all values (S,) with all others (P,): (S, P) int8, 1 where greater, -1 where smaller."""
+    values = values.unsqueeze(-1)
+    return (values > others).to(torch.int8) - (values < others).to(torch.int8)

@@ -9,7 +9,7 @@ import torch
 from bgs_kernels import dispatch
 from bgs_kernels.checks import check_choice, check_number, check_sets, check_weights, per_set, readable
 from bgs_kernels.pairwise.reference import METRICS
-from bgs_kernels.triplet.index import TripletIndex, check_range, place_of, repeats_an_item
+from bgs_kernels.triplet.index import TripletIndex, check_items, place_of
 from bgs_kernels.triplet.reference import FORMS
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -185,17 +185,12 @@ def _check_rows(
 ) -> None:
     """Require the rows of every triplet to exist and those of one that counts to differ and not to be padding."""
     rows, batched = embeddings.shape[-2], embeddings.dim() == 3
-    limits = torch.full(triplets.shape[:2], rows) if lengths is None else lengths[:, None].expand(triplets.shape[:2])
-    if weights is not None:
-        limits = torch.where(weights == 0, rows, limits)
-    check_range(triplets, limits, batched=batched)
-    repeated = repeats_an_item(triplets)
-    if weights is not None:
-        repeated = repeated & (weights != 0)
-    if repeated.any():
-        place = repeated.nonzero()[0].tolist()
-        row, where = tuple(triplets[tuple(place)].tolist()), place_of(place, batched=batched)
-        raise ValueError(f"triplets: expected three different items, got {row} {where}")
+    limits: torch.Tensor | int = rows
+    if lengths is not None:
+        limits = lengths[:, None].expand(triplets.shape[:2])
+        if weights is not None:
+            limits = torch.where(weights == 0, rows, limits)
+    check_items(triplets, limits, batched=batched, counted=weights is None or weights != 0)
 
 
 def _check_shares(name: str, embeddings: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> None:
@@ -211,4 +206,5 @@ def _check_shares(name: str, embeddings: torch.Tensor, targets: torch.Tensor, we
 
 
 dispatch.register("triplet_loss", "triton", "bgs_kernels.triplet.fused")
+dispatch.register("triplet_loss", "native", "bgs_kernels.triplet.native")
 dispatch.register("triplet_loss", "reference", "bgs_kernels.triplet.reference")

@@ -8,6 +8,7 @@ import numbers
 
 import torch
 
+from bgs_kernels import native
 from bgs_kernels.checks import readable
 
 INT32_END = 2**31
@@ -131,6 +132,33 @@ def repeats_an_item(triplets: torch.Tensor) -> torch.Tensor:
     """Say which triplets (..., 3) name an item twice: (...) bool."""
     first, second, odd = triplets.unbind(-1)
     return (first == second) | (first == odd) | (second == odd)
+
+
+def check_items(
+    triplets: torch.Tensor, limits: torch.Tensor | int, *, batched: bool, counted: torch.Tensor | bool = True
+) -> None:
+    """Require the rows of every triplet to exist and those of one that counts to differ.
+
+    Args:
+        triplets: (B, T, 3) integer, ``readable``.
+        limits: how many rows there are, or how many for each triplet (B, T).
+        batched: whether errors name the set.
+        counted: (B, T) bool, False where a triplet is padding.
+
+    Raises:
+        ValueError: an index is out of range, or a triplet that counts names an item twice.
+    """
+    if native.module is not None and triplets.numel():
+        least = limits if isinstance(limits, int) else int(limits.min())
+        sets, count = triplets.shape[:2]
+        if native.module.are_sound(native.argument(triplets), sets, count, least, native.threads()):
+            return
+    check_range(triplets, limits, batched=batched)
+    repeated = repeats_an_item(triplets) & counted
+    if repeated.any():
+        place = repeated.nonzero()[0].tolist()
+        row, where = tuple(triplets[tuple(place)].tolist()), place_of(place, batched=batched)
+        raise ValueError(f"triplets: expected three different items, got {row} {where}")
 
 
 def place_of(place: list[int], *, batched: bool) -> str:

@@ -1,5 +1,6 @@
 """What the tests of the ops share. A test that takes ``backend`` runs on every backend that can run its module's ``OP``
-here; one that takes ``dtype`` as well, in every dtype that the backend serves. A new backend needs no new test.
+here, but those that the module names in ``WITHOUT``; one that takes ``dtype`` as well, in every dtype that the backend
+serves. A new backend needs no new test.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,22 +11,38 @@ import torch
 from bgs_kernels import available_backends
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-SERVED = {"reference": DTYPES}
+WITHOUT_FLOAT64 = ("hybrid_loss", "triplet_loss", "pairwise_distance")
+"""Ops of which only the reference serves float64."""
+
+
+def served(backend: str, op: str) -> tuple[torch.dtype, ...]:
+    """Name the dtypes in which a backend runs an op."""
+    if backend == "reference" or (backend == "native" and op not in WITHOUT_FLOAT64):
+        return DTYPES
+    return DTYPES[1:]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" not in metafunc.fixturenames:
         return
-    backends = available_backends(metafunc.module.OP)
-    if "dtype" not in metafunc.fixturenames:
+    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "backend" in own:
+        return
+    without = getattr(metafunc.module, "WITHOUT", ())
+    backends = [backend for backend in available_backends(metafunc.module.OP) if backend not in without]
+    if "dtype" not in metafunc.fixturenames or "dtype" in own:
         metafunc.parametrize("backend", backends)
         return
-    cases = [(backend, dtype) for backend in backends for dtype in SERVED.get(backend, DTYPES[1:])]
+    cases = [(backend, dtype) for backend in backends for dtype in served(backend, metafunc.module.OP)]
     ids = [f"{backend}-{str(dtype).removeprefix('torch.')}" for backend, dtype in cases]
     metafunc.parametrize(("backend", "dtype"), cases, ids=ids)
 
 
-LEFT_TO_OTHERS = ("the kernels do not rank", "the kernels make their distances themselves")
+LEFT_TO_OTHERS = (
+    "the kernels do not rank",
+    "the kernels make their distances themselves",
+    "embeddings of float64",
+)
 """Why a backend leaves some arguments of an op to another; tests of these arguments skip it."""
 
 

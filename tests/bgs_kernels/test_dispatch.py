@@ -48,6 +48,27 @@ def test_auto_takes_the_first_that_serves(op):
     assert available_backends("answer") == ("native", "reference")
 
 
+def test_auto_takes_the_fastest_by_device_and_rows(op, monkeypatch, tmp_path):
+    table = tmp_path / "fastest.json"
+    table.write_text('{"cpu": {"answer": {"1": "reference", "10": "native"}}, "meta": {"answer": {"1": "native"}}}')
+    monkeypatch.setattr(dispatch, "FASTEST", table)
+    monkeypatch.setattr(dispatch, "_order_of", {})
+    few, many = X.double(), torch.ones(10, 3, dtype=torch.float64)
+    assert op(few) == "reference" and op(few, backend="native") == "native"
+    assert op(many) == "native"
+    assert op(many.float()) == "reference"  # which native does not serve
+    assert op(few.to("meta")) == "native"
+
+
+def test_table_of_the_fastest_names_ops_and_backends_that_there_are():
+    for device, ops in dispatch._read_fastest().items():
+        torch.device(device)
+        for name, by_rows in ops.items():
+            assert name in dispatch.ops()
+            assert set(by_rows.values()) <= set(dispatch.BACKENDS)
+            assert all(int(rows) >= 1 for rows in by_rows) and "1" in by_rows
+
+
 def test_auto_passes_over_what_a_name_still_gets(op, monkeypatch):
     asked = []
 
@@ -181,7 +202,14 @@ def test_autocast_is_off_inside(op, monkeypatch):
 
 
 def test_every_op_has_a_reference():
-    assert set(dispatch.ops()) == {"hybrid_loss", "pairwise_distance", "rsa_correlation", "triplet_loss"}
+    assert set(dispatch.ops()) == {
+        "fractional_rank",
+        "hybrid_loss",
+        "pairwise_distance",
+        "rsa_correlation",
+        "triplet_counts",
+        "triplet_loss",
+    }
     for op in dispatch.ops():
         assert "reference" in available_backends(op)
         assert callable(getattr(bgs_kernels, op))

@@ -1,29 +1,30 @@
-"""The kernels as operators of torch: what ``torch.library`` asks of one, compilation, derivatives, and CUDA graphs."""
+"""The kernels of every backend as operators of torch: what ``torch.library`` asks of one, compilation, derivatives, and
+CUDA graphs."""
+
+import importlib
 
 import pytest
 import torch
 
 from bgs_kernels import HybridLoss, TripletIndex, available_backends, hybrid_loss, pairwise_distance, rsa_correlation
 from bgs_kernels import triplet_loss as loss_of_triplets
-
-if "triton" not in available_backends("hybrid_loss"):
-    pytest.skip("no Triton here", allow_module_level=True)
-
-from bgs_kernels.hybrid_loss import fused, launch
-from bgs_kernels.pairwise import fused as pairwise_fused
 from bgs_kernels.triplet.index import build_places
+
+OP = "hybrid_loss"
+WITHOUT = ("reference",)
 
 METRICS = ("cosine", "correlation", "euclidean", "sqeuclidean", "dot")
 NAN = float("nan")
 
+only_triton = pytest.mark.parametrize(
+    "backend",
+    [pytest.param("triton", marks=pytest.mark.skipif("triton" not in available_backends(OP), reason="no Triton here"))],
+)
+only_native = pytest.mark.parametrize(
+    "backend",
+    [pytest.param("native", marks=pytest.mark.skipif("native" not in available_backends(OP), reason="not built"))],
+)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.fixture(autouse=True)
-def on_the_device(device):
-    """Make tensors where the kernels run; the tests of this file have no parameter that says so."""
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu") as there:
-        yield there
 
 
 @pytest.fixture
@@ -41,17 +42,23 @@ def judged(random_triplets):
 
 
 @pytest.fixture
-def take_route(monkeypatch):
+def take_route(monkeypatch, backend):
     """Send the triplets' gradient through an N x N matrix or through the places of rows, whatever the sizes."""
 
     def take(route):
-        monkeypatch.setattr(launch, "MATRIX_ENTRIES_PER_TRIPLET", 10**9 if route == "matrix" else 0)
+        if backend == "triton":
+            launch = importlib.import_module("bgs_kernels.hybrid_loss.launch")
+            monkeypatch.setattr(launch, "MATRIX_ENTRIES_PER_TRIPLET", 10**9 if route == "matrix" else 0)
+        elif route == "places":
+            monkeypatch.setattr(importlib.import_module("bgs_kernels.hybrid_loss.native"), "SMALL_ROWS", 0)
 
     return take
 
 
-def loss_of(x, triplets, target, **how):
-    return hybrid_loss(x, triplets, target, backend="triton", **how)
+@pytest.fixture
+def loss_of(backend):
+    """The loss on the backend of the test."""
+    return lambda x, triplets, target, **how: hybrid_loss(x, triplets, target, backend=backend, **how)
 
 
 NUMBERS = (0.7, 0.3, "softmax", 0.5, 0.2)
@@ -87,7 +94,9 @@ def optional_arguments(name, sets=2, rows=5, count=4):
 
 @pytest.mark.parametrize("route", ["matrix", "places"])
 @pytest.mark.parametrize("name", ["target", "all", "rows", "index", "no gradient", "half"])
-def test_hybrid_loss_is_a_sound_operator(take_route, route, name):
+@only_triton
+def test_hybrid_loss_is_a_sound_operator(take_route, route, name, backend):
+    fused = importlib.import_module("bgs_kernels.hybrid_loss.fused")
     take_route(route)
     dtype = torch.bfloat16 if name == "half" else torch.float32
     x = torch.randn(2, 5, 3).to(dtype).requires_grad_(name != "no gradient")
@@ -110,7 +119,9 @@ def test_hybrid_loss_is_a_sound_operator(take_route, route, name):
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean", "dot"])
 @pytest.mark.parametrize("others", [None, 4])
-def test_pairwise_distance_is_a_sound_operator(metric, others):
+@only_triton
+def test_pairwise_distance_is_a_sound_operator(metric, others, backend):
+    pairwise_fused = importlib.import_module("bgs_kernels.pairwise.fused")
     x = torch.randn(2, 5, 3, requires_grad=True)
     y = None if others is None else torch.randn(2, others, 3, requires_grad=True)
     torch.library.opcheck(pairwise_fused.pairwise_distance_forward, (x, y, metric))
@@ -125,9 +136,39 @@ def test_pairwise_distance_is_a_sound_operator(metric, others):
     )
 
 
+@only_native
+@pytest.mark.parametrize("name", ["target", "all", "rows", "no gradient", "half"])
+def test_native_hybrid_loss_is_a_sound_operator(name, backend):
+    native = importlib.import_module("bgs_kernels.hybrid_loss.native")
+    dtype = torch.bfloat16 if name == "half" else torch.float32
+    x = torch.randn(2, 5, 3).to(dtype).requires_grad_(name != "no gradient")
+    triplets = torch.tensor([[0, 1, 2], [3, 2, 1], [2, 0, 3], [1, 3, 0]]).expand(2, 4, 3)
+    given = optional_arguments(name)
+    del given["triplet_places"], given["triplet_starts"]
+    words = ("cosine", "euclidean", "pearson")
+    torch.library.opcheck(
+        native.native_hybrid_loss, (x, triplets, *given.values(), *NUMBERS, *words, name != "no gradient")
+    )
+    torch.library.opcheck(native.native_scaled_gradient, (torch.rand(2), torch.randn(2, 5, 3), x.detach()))
+
+
+@only_native
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "dot"])
+@pytest.mark.parametrize("others", [None, 4])
+def test_native_pairwise_distance_is_a_sound_operator(metric, others, backend):
+    native = importlib.import_module("bgs_kernels.pairwise.native")
+    x = torch.randn(2, 5, 3, requires_grad=True)
+    y = None if others is None else torch.randn(2, others, 3, requires_grad=True)
+    torch.library.opcheck(native.native_pairwise_distance, (x, y, metric))
+    x, y = x.detach(), None if y is None else y.detach()
+    distances = native.native_pairwise_distance(x, y, metric)
+    upstream = torch.rand(2, others or 5, 5).mT
+    torch.library.opcheck(native.native_pairwise_distance_backward, (upstream, distances, x, y, metric))
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("form", ["softmax", "margin"])
-def test_gradient_is_the_slope_of_the_kernels_own_values(take_route, judged, metric, form):
+def test_gradient_is_the_slope_of_the_kernels_own_values(take_route, judged, metric, form, loss_of):
     """Steps of 1e-2 leave 1e-5 of float32's rounding and 1e-4 of curvature; any wrong term is of the order of 1e-1."""
     take_route("matrix" if form == "softmax" else "places")
     x, triplets, target = judged(2, rows=6, columns=4, count=12)
@@ -139,28 +180,28 @@ def test_gradient_is_the_slope_of_the_kernels_own_values(take_route, judged, met
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_gradient_of_distances_is_their_slope(metric):
+def test_gradient_of_distances_is_their_slope(metric, backend):
     x, y = torch.randn(4, 5, requires_grad=True), torch.randn(3, 5, requires_grad=True)
 
     def between(x, y):
-        return pairwise_distance(x, y, metric=metric, backend="triton")
+        return pairwise_distance(x, y, metric=metric, backend=backend)
 
     assert torch.autograd.gradcheck(between, (x, y), eps=1e-2, atol=5e-3, rtol=5e-3, fast_mode=True)
 
 
-def calls(judged):
+def calls(judged, loss_of, backend):
     """The ops as functions of embeddings and what else a compiled function is given."""
     x, triplets, target = judged(2)
-    module = HybridLoss(backend="triton", metric="euclidean")
+    module = HybridLoss(backend=backend, metric="euclidean")
     index, other = TripletIndex(triplets, 20), torch.randn(2, 20, 8)
     return {
         "loss": (lambda x, t: loss_of(x, t, target), x, triplets),
         "loss of an index": (lambda x, t: loss_of(x, t, target), x, index),
         "index made inside": (lambda x, t: loss_of(x, TripletIndex(t, 20), target), x, triplets),
         "module": (lambda x, t: module(x, t, target, mask=target > 0.1), x, index),
-        "triplets": (lambda x, t: loss_of_triplets(x, t, form="margin", backend="triton"), x, triplets),
-        "correlation": (lambda x, t: rsa_correlation(x, target_embeddings=t, backend="triton").sum(), x, other),
-        "distances": (lambda x, t: pairwise_distance(x, t, metric="dot", backend="triton").square().sum(), x, other),
+        "triplets": (lambda x, t: loss_of_triplets(x, t, form="margin", backend=backend), x, triplets),
+        "correlation": (lambda x, t: rsa_correlation(x, target_embeddings=t, backend=backend).sum(), x, other),
+        "distances": (lambda x, t: pairwise_distance(x, t, metric="dot", backend=backend).square().sum(), x, other),
         "twice": (lambda x, t: loss_of(x, t, target) + loss_of(2 * x, t, target, metric="dot"), x, triplets),
     }  # fmt: skip
 
@@ -179,9 +220,9 @@ NAMES = (
 
 @pytest.mark.parametrize("route", ["matrix", "places"])
 @pytest.mark.parametrize("name", NAMES)
-def test_compiles_without_graph_breaks(take_route, judged, name, route):
+def test_compiles_without_graph_breaks(take_route, judged, name, route, loss_of, backend):
     take_route(route)
-    function, x, other = calls(judged)[name]
+    function, x, other = calls(judged, loss_of, backend)[name]
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     got, right = compiled(x, other), function(x, other)
     assert torch.equal(got, right)
@@ -190,8 +231,8 @@ def test_compiles_without_graph_breaks(take_route, judged, name, route):
         assert torch.equal(compiled(x, other), right)
 
 
-def test_compiles_with_the_default_compiler(judged):
-    function, x, other = calls(judged)["module"]
+def test_compiles_with_the_default_compiler(judged, loss_of, backend):
+    function, x, other = calls(judged, loss_of, backend)["module"]
     compiled = torch.compile(function, fullgraph=True)
     got, right = compiled(x, other), function(x, other)
     torch.testing.assert_close(got, right)
@@ -199,7 +240,7 @@ def test_compiles_with_the_default_compiler(judged):
 
 
 @pytest.mark.parametrize("route", ["matrix", "places"])
-def test_used_twice_in_one_graph(take_route, judged, route):
+def test_used_twice_in_one_graph(take_route, judged, route, loss_of):
     take_route(route)
     x, triplets, target = judged()
     (one,) = torch.autograd.grad(loss_of(x, triplets, target), x)
@@ -208,7 +249,7 @@ def test_used_twice_in_one_graph(take_route, judged, route):
     torch.testing.assert_close(torch.autograd.grad(both, x)[0], one + other)
 
 
-def test_gradient_of_a_graph_that_is_kept(judged):
+def test_gradient_of_a_graph_that_is_kept(judged, loss_of):
     x, triplets, target = judged()
     loss = loss_of(x, triplets, target)
     first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
@@ -217,7 +258,10 @@ def test_gradient_of_a_graph_that_is_kept(judged):
 
 @pytest.mark.parametrize("route", ["matrix", "places"])
 @pytest.mark.parametrize("how", ["no_grad", "inference_mode", "detached", "wanted"])
-def test_backward_buffers_are_made_only_for_a_backward(monkeypatch, take_route, judged, how, route):
+@only_triton
+def test_backward_buffers_are_made_only_for_a_backward(monkeypatch, take_route, judged, how, route, loss_of, backend):
+    fused = importlib.import_module("bgs_kernels.hybrid_loss.fused")
+    launch = importlib.import_module("bgs_kernels.hybrid_loss.launch")
     take_route(route)
     x, triplets, target = judged()
     made = []
@@ -237,35 +281,37 @@ def test_backward_buffers_are_made_only_for_a_backward(monkeypatch, take_route, 
     assert torch.equal(got, right)
 
 
-def test_backward_of_distances_runs_where_it_is_wanted(monkeypatch):
+@only_triton
+def test_backward_of_distances_runs_where_it_is_wanted(monkeypatch, backend):
+    pairwise_fused = importlib.import_module("bgs_kernels.pairwise.fused")
     runs = []
     backward = pairwise_fused.pairwise_distance_backward
     monkeypatch.setattr(
         pairwise_fused, "pairwise_distance_backward", lambda *given: runs.append(given[2]) or backward(*given)
     )
     x, y = torch.randn(2, 4, 3), torch.randn(2, 5, 3)
-    pairwise_distance(x, y.requires_grad_(), backend="triton").sum().backward()
+    pairwise_distance(x, y.requires_grad_(), backend=backend).sum().backward()
     assert len(runs) == 1 and torch.equal(runs[0], y) and x.grad is None and y.grad.shape == y.shape
-    pairwise_distance(x.requires_grad_(), y, backend="triton").sum().backward()
+    pairwise_distance(x.requires_grad_(), y, backend=backend).sum().backward()
     assert len(runs) == 3
 
 
-def test_no_second_derivative(judged):
+def test_no_second_derivative(judged, loss_of, backend):
     x, triplets, target = judged()
-    for value in (loss_of(x, triplets, target), pairwise_distance(x, backend="triton").square().sum()):
+    for value in (loss_of(x, triplets, target), pairwise_distance(x, backend=backend).square().sum()):
         (gradient,) = torch.autograd.grad(value, x, create_graph=True)
         with pytest.raises(RuntimeError, match="pass backend='reference' to differentiate twice"):
             gradient.sum().backward()
 
 
-def test_transforms_of_functions_are_refused_and_not_taken_for_zero(judged):
+def test_transforms_of_functions_are_refused_and_not_taken_for_zero(judged, backend):
     x, triplets, target = judged()
     x = x.detach()
 
-    def loss(x, backend="triton"):
+    def loss(x, backend=backend):
         return hybrid_loss(x, triplets, target, backend=backend)
 
-    def distance(x, backend="triton"):
+    def distance(x, backend=backend):
         return pairwise_distance(x, backend=backend).sum()
 
     def tangent(function, **how):
@@ -286,17 +332,17 @@ def test_transforms_of_functions_are_refused_and_not_taken_for_zero(judged):
             torch.testing.assert_close(transform(backend="auto"), transform(backend="reference"))
 
 
-def test_autocast_changes_nothing(judged):
+def test_autocast_changes_nothing(judged, loss_of, backend):
     x, triplets, target = judged(columns=64)
-    right = loss_of(x, triplets, target), pairwise_distance(x, backend="triton")
+    right = loss_of(x, triplets, target), pairwise_distance(x, backend=backend)
     with torch.autocast(x.device.type, torch.bfloat16):
-        under = loss_of(x, triplets, target), pairwise_distance(x, backend="triton")
+        under = loss_of(x, triplets, target), pairwise_distance(x, backend=backend)
     assert torch.equal(under[0], right[0]) and torch.equal(under[1], right[1])
     assert torch.equal(*(torch.autograd.grad(each, x)[0] for each in (under[0], right[0])))
 
 
 @pytest.mark.parametrize("route", ["matrix", "places"])
-def test_upstream_gradients_of_any_stride(take_route, judged, route):
+def test_upstream_gradients_of_any_stride(take_route, judged, route, loss_of):
     take_route(route)
     x, triplets, target = judged(3)
     losses = loss_of(x, triplets, target, reduction="none")
@@ -313,9 +359,9 @@ def test_upstream_gradients_of_any_stride(take_route, judged, route):
     torch.testing.assert_close(each, torch.stack(alone))
 
 
-def test_upstream_gradients_of_distances_of_any_stride():
+def test_upstream_gradients_of_distances_of_any_stride(backend):
     x, y = torch.randn(5, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
-    distances = pairwise_distance(x, y, backend="triton")
+    distances = pairwise_distance(x, y, backend=backend)
 
     def gradients(upstream):
         return torch.autograd.grad(distances, (x, y), upstream, retain_graph=True)
@@ -328,7 +374,8 @@ def test_upstream_gradients_of_distances_of_any_stride():
 
 @needs_cuda
 @pytest.mark.parametrize("route", ["matrix", "places"])
-def test_waits_for_no_device(take_route, judged, route):
+@only_triton
+def test_waits_for_no_device(take_route, judged, route, loss_of, backend):
     take_route(route)
     x, triplets, target = judged(rows=64, columns=32, count=500)
     weights = torch.rand(500)
@@ -336,7 +383,7 @@ def test_waits_for_no_device(take_route, judged, route):
     def step():
         index = TripletIndex(triplets, 64)
         loss = loss_of(x, index, target, triplet_weights=weights) + loss_of(x, triplets, target)
-        return torch.autograd.grad(loss + pairwise_distance(x, backend="triton").sum(), x)
+        return torch.autograd.grad(loss + pairwise_distance(x, backend=backend).sum(), x)
 
     step()  # compiles, which may wait
     torch.cuda.set_sync_debug_mode("error")
@@ -348,7 +395,8 @@ def test_waits_for_no_device(take_route, judged, route):
 
 @needs_cuda
 @pytest.mark.parametrize("route", ["matrix", "places"])
-def test_replays_from_a_cuda_graph(take_route, judged, route):
+@only_triton
+def test_replays_from_a_cuda_graph(take_route, judged, route, loss_of, backend):
     take_route(route)
     x, triplets, target = judged(rows=250, columns=128, count=5000)
 
@@ -379,13 +427,14 @@ FREE_BYTES = 40 * 2**30
 @pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < FREE_BYTES, reason="needs 40 GiB of GPU memory"
 )
-def test_more_pairs_than_int32_counts():
+@only_triton
+def test_more_pairs_than_int32_counts(backend):
     """The correlation and the gradient of the last rows of a target of 2**31 entries and more, by blocks in float64."""
     rows, block = 46_400, 800
     assert rows * rows > 2**31
     x = torch.randn(rows, 16, requires_grad=True)
     target = torch.empty(rows, rows, dtype=torch.float16).uniform_()
-    r = rsa_correlation(x, target, metric="sqeuclidean", backend="triton")
+    r = rsa_correlation(x, target, metric="sqeuclidean", backend=backend)
     (gradient,) = torch.autograd.grad(r, x)
 
     exact = x.detach().double()

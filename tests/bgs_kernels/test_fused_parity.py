@@ -1,22 +1,29 @@
-"""The Triton kernels against the reference in float64: their error may be twice that of the reference in their dtype.
+"""The kernels of every backend against the reference in float64: their error may be twice that of the reference in the
+dtype they are given.
 
 A covering array takes the place of the full product of sizes, dtypes, metrics and features: every value of every factor
 meets every value of every other. All buffers of the kernels begin as rubbish, so what is not written shows.
 """
 
+import importlib
 import itertools
 import random
 
 import pytest
 import torch
 
-from bgs_kernels import TripletIndex, available_backends, hybrid_loss, pairwise_distance, rsa_correlation, triplet_loss
+from bgs_kernels import (
+    TripletIndex,
+    hybrid_loss,
+    native,
+    pairwise_distance,
+    rsa_correlation,
+    triplet_loss,
+    use_backend,
+)
 
-if "triton" not in available_backends("hybrid_loss"):
-    pytest.skip("no Triton here", allow_module_level=True)
-
-from bgs_kernels.hybrid_loss import launch
-from bgs_kernels.pairwise import fused as pairwise_fused
+OP = "hybrid_loss"
+WITHOUT = ("reference",)
 
 METRICS = ("cosine", "correlation", "euclidean", "sqeuclidean", "dot")
 HALVES = (torch.bfloat16, torch.float16)
@@ -105,37 +112,59 @@ def identifier(case):
     return "-".join(map(name_of, case.values()))
 
 
+def empty_rubbish(*shape, **options):
+    buffer = torch.empty(*shape, **options)
+    return buffer.fill_(NAN if buffer.is_floating_point() else -(2**30) - 7)
+
+
+class TorchWithRubbish:
+    """torch, but for what it says is empty."""
+
+    empty = staticmethod(empty_rubbish)
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
 @pytest.fixture(autouse=True)
-def rubbish(monkeypatch):
-    """Hand the launches buffers full of rubbish."""
+def rubbish(monkeypatch, backend):
+    """Hand the kernels buffers full of rubbish."""
+    if backend == "triton":
+        modules = ("bgs_kernels.hybrid_loss.launch", "bgs_kernels.pairwise.fused")
+    else:
+        modules = ("bgs_kernels.hybrid_loss.native", "bgs_kernels.pairwise.native")
+        native.module.poison(True)
+    for name in modules:
+        monkeypatch.setattr(importlib.import_module(name), "torch", TorchWithRubbish())
+    yield
+    if backend == "native":
+        native.module.poison(False)
 
-    def empty(*shape, **options):
-        buffer = torch.empty(*shape, **options)
-        return buffer.fill_(NAN if buffer.is_floating_point() else -(2**30) - 7)
 
-    class Torch:
-        def __getattr__(self, name):
-            return getattr(torch, name)
-
-    spoilt = Torch()
-    spoilt.empty = empty
-    monkeypatch.setattr(launch, "torch", spoilt)
-    monkeypatch.setattr(pairwise_fused, "torch", spoilt)
+@pytest.fixture(autouse=True)
+def chosen(backend):
+    """Run what asks for no backend on that of the test."""
+    with use_backend(backend):
+        yield
 
 
 @pytest.fixture(autouse=True)
 def on_the_device(device):
-    """Make tensors where the kernels run; the tests of this file have no parameter that says so."""
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        yield
+    """Make tensors where the kernels run; ``device`` must come first, for the backend of the test decides."""
 
 
 @pytest.fixture
-def take_route(monkeypatch):
+def take_route(monkeypatch, backend):
     """Send the triplets' gradient through an N x N matrix or through the places of rows, whatever the sizes."""
 
     def take(route):
-        monkeypatch.setattr(launch, "MATRIX_ENTRIES_PER_TRIPLET", 10**9 if route == "matrix" else 0)
+        if backend == "triton":
+            launch = importlib.import_module("bgs_kernels.hybrid_loss.launch")
+            monkeypatch.setattr(launch, "MATRIX_ENTRIES_PER_TRIPLET", 10**9 if route == "matrix" else 0)
+        elif route == "places":  # as if the matrix were too large to keep
+            hybrid_native = importlib.import_module("bgs_kernels.hybrid_loss.native")
+            monkeypatch.setattr(hybrid_native, "SMALL_ROWS", 0)
+            monkeypatch.setattr(hybrid_native, "KEPT_BYTES", 0)
 
     return take
 
@@ -280,7 +309,7 @@ def assert_parity(got, eager, exact, dtype, *, size=1.0, off=0.0):
 def compared(x, triplets, given):
     """Evaluate the kernels, the reference in the same dtype, and the reference in float64."""
     return (
-        evaluate(x, triplets, given, backend="triton"),
+        evaluate(x, triplets, given, backend="auto"),
         evaluate(x, triplets, given, backend="reference"),
         evaluate(x, triplets, given, backend="reference", dtype=torch.float64),
     )
@@ -423,11 +452,11 @@ UNDEFINED = (
 def test_undefined_correlation_is_zero_without_gradient(random_triplets, name):
     target, how = degenerate(name)
     x = torch.randn(20, 8, requires_grad=True)
-    r = rsa_correlation(x, target, backend="triton", **how)
+    r = rsa_correlation(x, target, backend="auto", **how)
     assert r == 0 and not torch.autograd.grad(r, x)[0].any()
     triplets = random_triplets(30, rows=20)
-    terms = hybrid_loss(x, triplets, target, beta=0.5, return_terms=True, backend="triton", **how)
-    local = triplet_loss(x, triplets, backend="triton")
+    terms = hybrid_loss(x, triplets, target, beta=0.5, return_terms=True, backend="auto", **how)
+    local = triplet_loss(x, triplets, backend="auto")
     assert terms.rsa == 0 and torch.equal(terms.triplet, local)
     right = 0.7 * torch.autograd.grad(local, x)[0]
     torch.testing.assert_close(torch.autograd.grad(terms.loss, x)[0], right)
@@ -441,12 +470,12 @@ def test_collapsed_rows_score_chance_without_gradient(take_route, random_triplet
     x = torch.zeros(20, 8) if name == "zero" else torch.randn(8).expand(20, 8)
     x = x.clone().requires_grad_()
     triplets = random_triplets(30, rows=20)
-    terms = hybrid_loss(x, triplets, torch.rand(20, 20), metric=metric, return_terms=True, backend="triton")
+    terms = hybrid_loss(x, triplets, torch.rand(20, 20), metric=metric, return_terms=True, backend="auto")
     assert terms.rsa == 0
     torch.testing.assert_close(terms.accuracy, torch.tensor(1 / 3))
     torch.testing.assert_close(terms.triplet, torch.tensor(3.0).log())
     assert not torch.autograd.grad(terms.loss, x)[0].any()
-    distances = pairwise_distance(x, metric=metric, backend="triton")
+    distances = pairwise_distance(x, metric=metric, backend="auto")
     apart = name == "zero" and metric in ("cosine", "correlation")
     assert torch.equal(distances[0, 1:].detach(), torch.full((19,), float(apart)))
     assert not torch.autograd.grad(distances.sum(), x)[0].any()
@@ -461,7 +490,7 @@ def test_row_that_is_not_finite_makes_all_nan_but_only_where_it_is_used(random_t
     x.requires_grad_()
     triplets, target = random_triplets(30, rows=20), torch.rand(20, 20)
     triplets[4] = torch.tensor([1, 2, 7])
-    how = {"metric": metric, "backend": "triton"}
+    how = {"metric": metric, "backend": "auto"}
     terms = hybrid_loss(x, triplets, target, return_terms=True, **how)
     assert all(term.isnan() for term in terms)
     assert torch.autograd.grad(terms.loss, x)[0].isnan().any()
@@ -485,7 +514,7 @@ def test_pairwise_distance(metric, dtype, rows, others, columns):
         gradients = torch.autograd.grad(distances, given, upstream.to(distances.dtype))
         return [each.double() for each in (distances.detach(), *gradients)]
 
-    results = evaluated("triton", dtype), evaluated("reference", dtype), evaluated("reference", torch.float64)
+    results = evaluated("auto", dtype), evaluated("reference", dtype), evaluated("reference", torch.float64)
     for got, eager, exact in zip(*results, strict=True):
         assert (got - exact).norm() <= 2 * (eager - exact).norm() + GRADIENT_ULPS[dtype] * exact.norm()
 
@@ -518,7 +547,7 @@ def test_rsa_correlation(method, dtype):
 def assert_parity_of(function, x):
     """Compare the values of every set and the gradient of their weighted sum."""
     results = []
-    for backend, dtype in (("triton", x.dtype), ("reference", x.dtype), ("reference", torch.float64)):
+    for backend, dtype in (("auto", x.dtype), ("reference", x.dtype), ("reference", torch.float64)):
         given = x.to(dtype).requires_grad_()
         values = function(given, backend)
         (gradient,) = torch.autograd.grad(values, given, torch.linspace(1, 2, len(x), dtype=values.dtype))
@@ -537,8 +566,8 @@ def test_same_bits_every_time(take_route, random_triplets, route, dtype):
 
     def run():
         given = x.clone().requires_grad_()
-        terms = hybrid_loss(given, triplets, target, return_terms=True, backend="triton")
-        distances = pairwise_distance(given, backend="triton")
+        terms = hybrid_loss(given, triplets, target, return_terms=True, backend="auto")
+        distances = pairwise_distance(given, backend="auto")
         return *terms, *torch.autograd.grad(terms.loss, given), distances, *torch.autograd.grad(distances.sum(), given)
 
     for one, two in zip(run(), run(), strict=True):

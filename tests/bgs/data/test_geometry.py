@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bgs.data import geometry
 from bgs.data.formats import load_dataset
 from bgs.data.geometry import dissimilarity, pair_counts, soft_targets
 from bgs.data.judgments import Judgments
@@ -27,9 +26,7 @@ def social_judgments(social_data):
     return load_dataset(social_data).judgments
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
-def test_counts_agree_with_counting_one_by_one(monkeypatch, chunk):
-    monkeypatch.setattr(geometry, "_CHUNK", chunk)
+def test_counts_agree_with_counting_one_by_one():
     made = random_judgments(items=8, number=100)
     shown, together = np.zeros((2, 8, 8), dtype=np.int64)
     for i, j, k in made.triplets.tolist():

@@ -1,0 +1,233 @@
+"""How long ranks, rank correlations and counts of judgments take on the CPU, beside SciPy and NumPy. Before anything is
+timed, results are held against theirs.
+
+``python -m benchmarks.bench_statistics --out FILE.json`` measures every case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau, rankdata, spearmanr
+
+from benchmarks import environment, runner, timing
+from benchmarks.bench_hybrid_loss import draw_triplets
+from bgs_kernels import fractional_rank, rsa_correlation, triplet_counts
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = {"float64": 1e-12, "float32": 1e-6}
+"""How far a correlation may be from SciPy's: the answer to float32 is a float32."""
+
+JUDGMENTS = 5_000_000
+
+SECONDS_A_JOB = 60.0
+
+DEVICE = torch.device("cpu")
+
+DEFINITIONS = {
+    "step_ms": "one call, its result in fresh memory",
+    "floor_ms": "the least bytes that a call reads and writes (`bytes`) over the rate of a copy measured in this run",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Args:
+        op: "rank", "spearman", "tau-b" or "counts".
+        size: of what: values, rows of a distance matrix (all pairs observed), or rows that judgments name.
+        dtype: of the values.
+    """
+
+    op: str
+    size: int
+    dtype: str
+
+    @property
+    def bytes(self) -> float:
+        """The least that has to be read and written: for ranks a value and its rank; for correlations a distance and a
+        target of each pair; for counts three indices of each judgment and two matrices."""
+        width = np.dtype(self.dtype).itemsize
+        if self.op == "rank":
+            return self.size * (width + 8)
+        if self.op == "counts":
+            return JUDGMENTS * 3 * width + 2 * 8 * self.size**2
+        return self.size * (self.size - 1) / 2 * 2 * width
+
+
+CASES = {
+    "5M judgments of 250": [Case("counts", 250, "int64")],
+    "5M judgments of 1854": [Case("counts", 1_854, "int64")],
+    "rank of 8M": [Case("rank", 8_000_000, dtype) for dtype in ("float64", "float32")],
+    "spearman of 8M pairs": [Case("spearman", 4_000, dtype) for dtype in ("float64", "float32")],
+    "tau-b of 1M pairs": [Case("tau-b", 1_415, dtype) for dtype in ("float64", "float32")],
+}
+"""8 million pairs are those of 4,000 items; 1,854 are the items of THINGS."""
+
+CONTENDERS = {
+    "rank": ("scipy", "reference", "native"),
+    "spearman": ("scipy", "native"),
+    "tau-b": ("scipy", "native"),
+    "counts": ("bincount int64", "bincount int32", "add.at", "reference", "native"),
+}
+"""The first is what the others have to agree with. Left out are definitions of correlations: that of tau-b is quadratic
+in the pairs, and that of Spearman's spends its time on ranks."""
+
+Step = Callable[[], Any]
+
+
+@functools.lru_cache(maxsize=1)
+def make_inputs(case: Case) -> tuple[torch.Tensor, ...]:
+    """Draw what a case works on: values, two distance matrices that correlate, or triplets."""
+    draw = torch.Generator().manual_seed(0)
+    if case.op == "counts":
+        return (draw_triplets(JUDGMENTS, case.size, draw),)
+    dtype = getattr(torch, case.dtype)
+    if case.op == "rank":
+        return (torch.randn(case.size, generator=draw, dtype=torch.float64).to(dtype),)
+    distances, noise = torch.rand(2, case.size, case.size, generator=draw, dtype=torch.float64)
+    return distances.to(dtype), (distances + noise).to(dtype)
+
+
+def contender(name: str, case: Case) -> Step:
+    """Build one call that does the whole of a case.
+
+    Args:
+        name: a backend; "scipy", which gets the pairs of the upper triangle already gathered; or how NumPy counts.
+        case: what is done.
+    """
+    given = make_inputs(case)
+    if case.op == "counts":
+        triplets = given[0].numpy()
+        if name == "add.at":
+            return lambda: _matrices(_add_at, triplets, case.size)
+        if name.startswith("bincount"):
+            narrow = triplets.astype(name.split()[1])
+            return lambda: _matrices(_bincount, narrow, case.size)
+        return lambda: triplet_counts(given[0], case.size, backend=name)
+    if case.op == "rank":
+        values = given[0].numpy()
+        return (lambda: rankdata(values)) if name == "scipy" else (lambda: fractional_rank(given[0], backend=name))
+    if name == "scipy":
+        pairs = [each[tuple(torch.triu_indices(case.size, case.size, 1))].numpy() for each in given]
+        scipy = {"spearman": spearmanr, "tau-b": kendalltau}[case.op]
+        return lambda: scipy(*pairs).statistic
+    return lambda: rsa_correlation(*given, metric="precomputed", method=case.op, backend=name)
+
+
+def _bincount(pairs: np.ndarray, number: int) -> np.ndarray:
+    return np.bincount(pairs, minlength=number)
+
+
+def _add_at(pairs: np.ndarray, number: int) -> np.ndarray:
+    counts = np.zeros(number, np.int64)
+    np.add.at(counts, pairs, 1)
+    return counts
+
+
+def _matrices(count: Callable[[np.ndarray, int], np.ndarray], triplets: np.ndarray, rows: int) -> list[np.ndarray]:
+    i, j, k = triplets.T
+    together = count(i * rows + j, rows * rows).reshape(rows, rows)
+    apart = (count(i * rows + k, rows * rows) + count(j * rows + k, rows * rows)).reshape(rows, rows)
+    together = together + together.T
+    return [apart + apart.T + together, together]
+
+
+def measure(what: dict[str, Any]) -> dict[str, Any]:
+    """Measure one case, as ``runner.run`` asks for it.
+
+    Args:
+        what: ``kind`` ("ceilings" or "time") and, for "time", ``size``, ``mode``, ``contender`` and ``seconds``.
+
+    Returns:
+        what the case adds to its entry in the JSON file.
+    """
+    if what["kind"] == "ceilings":
+        return timing.ceilings(DEVICE)
+    case = find_case(what["size"], what["mode"])
+    step = contender(what["contender"], case)
+    if what["contender"] != CONTENDERS[case.op][0] and not _agrees(case, step()):
+        return {"status": "wrong", "reason": "the result is not SciPy's or NumPy's"}
+    return {"status": "ok", "step_ms": timing.timed(step, device=DEVICE, seconds=what["seconds"])}
+
+
+def find_case(size: str, mode: str) -> Case:
+    """Find a case by the name of its size and its dtype."""
+    return next(case for case in CASES[size] if case.dtype == mode)
+
+
+@functools.lru_cache(maxsize=1)
+def _right(case: Case) -> Any:
+    return contender(CONTENDERS[case.op][0], case)()
+
+
+def _agrees(case: Case, got: Any) -> bool:
+    right = _right(case)
+    if case.op == "counts":
+        return all(np.array_equal(each, other) for each, other in zip(got, right, strict=True))
+    if case.op == "rank":
+        return np.array_equal(got, right)
+    return abs(float(got) - float(right)) <= TOLERANCE[case.dtype]
+
+
+def jobs(sizes: list[str], seconds: float) -> Iterator[runner.Job]:
+    """List what to measure."""
+    yield runner.Job({"kind": "ceilings"}, SECONDS_A_JOB, "statistics")
+    for size in sizes:
+        for case in CASES[size]:
+            for name in CONTENDERS[case.op]:
+                what = {"kind": "time", "size": size, "mode": case.dtype, "contender": name, "seconds": seconds}
+                yield runner.Job(what, SECONDS_A_JOB, "statistics")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; the exit status is 1 when a result was wrong, however the rest went."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_statistics", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--sizes", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--seconds", type=float, default=240.0, help="for everything; what is left over is skipped")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    content: dict[str, Any] = {
+        "benchmark": "statistics",
+        "environment": environment.describe(DEVICE),
+        "definitions": DEFINITIONS,
+        "baselines": ["scipy", "bincount int64", "bincount int32"],
+        "ceilings": {},
+        "cases": [],
+    }
+
+    def record(what: dict[str, Any], outcome: dict[str, Any]) -> None:
+        if what["kind"] == "ceilings":
+            content["ceilings"] = outcome if "flops" in outcome else {}
+        else:
+            entry = {key: what[key] for key in ("size", "mode", "contender")} | outcome
+            case = find_case(what["size"], what["mode"])
+            entry |= {"dimensions": {"rows": case.size}, "bytes": case.bytes}
+            if "step_ms" in entry and content["ceilings"]:
+                floor, taken = 1e3 * case.bytes / content["ceilings"]["bytes_per_second"], entry["step_ms"]["median_ms"]
+                entry["rates"] = {"floor_ms": floor, "share_of_floor": floor / taken}
+            content["cases"].append(entry)
+            said = f"{entry['step_ms']['median_ms']:.1f} ms" if "step_ms" in entry else outcome.get("reason", "")
+            logger.info("%s, %s, %s: %s", what["size"], what["mode"], what["contender"], said)
+        given.out.write_text(json.dumps(content, indent=1) + "\n")
+
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    runner.run(jobs(given.sizes, 0.5), module="benchmarks.bench_statistics", seconds=given.seconds, record=record)
+    return 1 if any(case["status"] == "wrong" for case in content["cases"]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

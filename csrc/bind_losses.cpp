@@ -1,0 +1,103 @@
+// Binds the losses and distances on the CPU.
+#include <pybind11/stl.h>
+
+#include "bind.h"
+#include "cpu/hybrid_loss.h"
+#include "cpu/isa.h"
+#include "cpu/pairwise_distance.h"
+#include "cpu/pool.h"
+
+namespace py = pybind11;
+
+namespace bgs {
+
+namespace {
+
+// Run the build of a kernel that this processor takes.
+#if defined(BGS_X86)
+#define BGS_RUN(kernel, given)                    \
+  switch (cpu::isa()) {                           \
+    case cpu::Isa::kAvx512:                       \
+      return cpu::avx512::kernel(given);          \
+    case cpu::Isa::kAvx2:                         \
+      return cpu::avx2::kernel(given);            \
+    default:                                      \
+      return cpu::baseline::kernel(given);        \
+  }
+#else
+#define BGS_RUN(kernel, given) return cpu::baseline::kernel(given);
+#endif
+
+void run(const cpu::HybridLoss& given) { BGS_RUN(hybrid_loss, given) }
+
+void run(const cpu::PairwiseDistance& given) { BGS_RUN(pairwise_distance, given) }
+
+}  // namespace
+
+void bind_losses(py::module_& module) {
+  module.def("cpu_isa", [] { return cpu::name_of(cpu::isa()); },
+             "Name the instruction set that the CPU kernels use here: baseline, avx2 or avx512.");
+  module.def(
+      "hybrid_loss",
+      [](const std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>& sizes,
+         const Tensor& embeddings, const Tensor& triplets, const Tensor& target, const Tensor& target_embeddings,
+         const Tensor& mask, const Tensor& weights, const Tensor& triplet_weights, const Tensor& triplet_targets,
+         const Tensor& lengths, double alpha, double beta, bool margin_form, double temperature, double margin,
+         int metric, int target_metric, bool centred, int threads, std::int64_t small_rows,
+         std::int64_t kept_bytes, std::uintptr_t losses, std::uintptr_t terms,
+         std::uintptr_t gradient) {
+        cpu::HybridLoss given;
+        std::tie(given.sets, given.rows, given.columns, given.triplet_count, given.target_columns) = sizes;
+        given.embeddings = embeddings;
+        given.triplets = triplets;
+        given.target = target;
+        given.target_embeddings = target_embeddings;
+        given.mask = mask;
+        given.weights = weights;
+        given.triplet_weights = triplet_weights;
+        given.triplet_targets = triplet_targets;
+        given.lengths = lengths;
+        given.alpha = alpha;
+        given.beta = beta;
+        given.margin_form = margin_form;
+        given.temperature = temperature;
+        given.margin = margin;
+        given.metric = static_cast<cpu::Metric>(metric);
+        given.target_metric = static_cast<cpu::Metric>(target_metric);
+        given.centred = centred;
+        given.threads = threads;
+        given.small_rows = small_rows;
+        given.kept_bytes = kept_bytes;
+        given.losses = reinterpret_cast<float*>(losses);
+        given.terms = reinterpret_cast<float*>(terms);
+        given.gradient = reinterpret_cast<float*>(gradient);
+        py::gil_scoped_release unlocked;
+        run(given);
+      },
+      "Compute losses (B,), terms (3, B) and, unless its address is 0, the gradient (B, N, D), all float32. Tensors are "
+      "(address, dtype, strides) or None; sizes are (B, N, D, T, E).");
+  module.def(
+      "pairwise_distance",
+      [](const std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>& sizes, const Tensor& x,
+         const Tensor& y, int metric, int threads, std::uintptr_t distances, const Tensor& upstream,
+         std::uintptr_t x_gradient, std::uintptr_t y_gradient) {
+        cpu::PairwiseDistance given;
+        std::tie(given.sets, given.rows, given.others, given.columns) = sizes;
+        given.x = x;
+        given.y = y;
+        given.metric = static_cast<cpu::Metric>(metric);
+        given.threads = threads;
+        given.distances = reinterpret_cast<float*>(distances);
+        given.upstream = upstream;
+        given.x_gradient = reinterpret_cast<float*>(x_gradient);
+        given.y_gradient = reinterpret_cast<float*>(y_gradient);
+        py::gil_scoped_release unlocked;
+        run(given);
+      },
+      "Compute distances (B, N, M) or, given the gradient by them, that by x and y; sizes are (B, N, M, D).");
+  module.def("held_bytes", &cpu::held_bytes, "Say how much memory is held for later calls.");
+  module.def("release_held", &cpu::release_held, "Give what is held for later calls back to the system.");
+  module.def("poison", &cpu::poison, "Fill all memory that kernels work in with NaN from now on, or no longer.");
+}
+
+}  // namespace bgs
