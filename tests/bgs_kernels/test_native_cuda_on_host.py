@@ -141,7 +141,7 @@ def assert_parity(got, eager, exact, *, size=1.0):
 
 
 FACTORS = {
-    "rows": (2, 3, 17, 64, 129, 250),
+    "rows": (1, 2, 3, 17, 64, 129, 250),
     "columns": (1, 17, 64, 128, 200),
     "count": (0, 1, 500, 5000),
     "sets": (1, 3),
@@ -156,6 +156,7 @@ FACTORS = {
     "lengths": (None, torch.int64, torch.int32),
     "layout": ("contiguous", "transposed", "sliced", "expanded"),
     "integers": (torch.int64, torch.int32, torch.uint8),
+    "alpha": (0.7, 0.0),
 }
 
 
@@ -246,6 +247,7 @@ def made(case):
                 given["target_embeddings"][b, size:] = INF
     given |= {
         "triplet": "margin" if case["form"] == "margin" else "softmax",
+        "alpha": case["alpha"],
         "beta": 0.0 if case["target"] == "none" else 0.3,
         "rsa": case["rsa"],
         "metric": case["metric"],
@@ -266,7 +268,7 @@ def test_hybrid_loss(compute, case):
     assert torch.equal(terms.nan_to_num(7.0), got[0].nan_to_num(7.0)) and none.shape == (0,)
 
 
-@pytest.mark.parametrize(("rows", "columns", "sets"), [(500, 128, 1), (1024, 40, 1), (250, 64, 14)])
+@pytest.mark.parametrize(("rows", "columns", "sets"), [(500, 128, 1), (1024, 40, 1), (250, 64, 14), (300, 1024, 1)])
 def test_large_tiles(compute, random_triplets, rows, columns, sets):
     x, triplets, target = (
         torch.randn(sets, rows, columns),
@@ -292,6 +294,15 @@ def test_same_bits_whatever_the_blocks_and_their_order(compute, random_triplets,
     ]
     for terms, gradient in results[1:]:
         assert torch.equal(terms, results[0][0]) and torch.equal(gradient, results[0][1])
+
+
+def test_more_triplets_than_chunks(compute):
+    """Above 2**20 a chunk is more than one triplet a thread."""
+    x, triplets = torch.randn(1, 6, 4), torch.rand(1, 2**20 + 300, 6).topk(3).indices
+    given = {"triplet_weights": torch.rand(triplets.shape[:2]), "beta": 0.0}
+    got = compute(x, triplets, **given)
+    eager, exact = (refer(x, triplets, dtype, **given) for dtype in (torch.float32, torch.float64))
+    assert_parity(got, eager, exact)
 
 
 def test_sets_in_several_launches(compute, random_triplets, monkeypatch):
