@@ -10,6 +10,12 @@ namespace bgs::cuda {
 // Entries of a row that is not finite: nothing asked for it, or all coefficients are NaN.
 __device__ inline float finite_or_zero(float value) { return is_finite(value) ? value : 0.0f; }
 
+// Columns next to each other, which one load brings.
+template <int kScale>
+struct alignas(4 * kScale) Neighbours {
+  float v[kScale];
+};
+
 template <int kScale>
 __device__ inline void gradient_of_tile(const HybridSmall& call, const HybridSmallPlan& plan, std::int64_t set,
                                         int row_tile, int column_tile, Shared& shared) {
@@ -75,12 +81,12 @@ __device__ inline void gradient_of_tile(const HybridSmall& call, const HybridSma
       }
 #pragma unroll
       for (int v = 0; v < 4; ++v) {
-        float b[kScale];  // neighbouring columns, which one load brings
-        memcpy(b, shared.panels[1] + (4 * k + v) * kTile + thread_x() * kScale, sizeof(b));
+        const float* row = shared.panels[1] + (4 * k + v) * kTile;
+        const auto b = *reinterpret_cast<const Neighbours<kScale>*>(row + thread_x() * kScale);
 #pragma unroll
         for (int m = 0; m < kScale; ++m) {
 #pragma unroll
-          for (int n = 0; n < kScale; ++n) products[m][n][v % kSplit] += a[m].v[v] * b[n];
+          for (int n = 0; n < kScale; ++n) products[m][n][v % kSplit] += a[m].v[v] * b.v[n];
         }
       }
     }

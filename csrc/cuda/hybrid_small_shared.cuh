@@ -46,7 +46,7 @@ __device__ inline float sum_of_split(const float (&parts)[kSplit]) {
 // Nothing in it outlives a phase.
 struct Shared {
   union {
-    float panels[2][kPanel];  // rows that are multiplied
+    alignas(16) float panels[2][kPanel];  // rows that are multiplied
     float tiles[2][kMostTile * (kMostTile + 1)];  // coefficients, and coefficients times distances
   };
   alignas(16) float origins[2][kMostColumns];
