@@ -408,6 +408,16 @@ def test_row_that_is_not_finite_makes_all_nan_but_only_where_it_is_used(compute,
     torch.testing.assert_close(gradient, refer(without, others, torch.float32, metric=metric, beta=0.0)[1].float())
 
 
+def test_single_row_that_is_not_finite(compute):
+    """It has no other pair than that with itself."""
+    x, none = torch.randn(2, 5, 4), torch.zeros(2, 0, 3, dtype=torch.int64)
+    x[:, :, 1] = NAN
+    given = {"target": torch.rand(2, 5, 5), "lengths": torch.tensor([1, 0])}
+    terms, _ = compute(x, none, **given)
+    assert terms[2, 0].isnan() and terms[2, 1] == 0
+    torch.testing.assert_close(terms.double(), refer(x, none, torch.float64, **given)[0], equal_nan=True)
+
+
 def test_target_that_is_not_finite_counts_where_it_is_observed(compute):
     x, none, target = torch.randn(1, 20, 8), torch.zeros(1, 0, 3, dtype=torch.int64), torch.rand(1, 20, 20)
     target[0, 9, 3] = INF
