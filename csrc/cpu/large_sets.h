@@ -103,7 +103,6 @@ class LargeSet {
     const std::int64_t first = column * kSide;
     const std::int64_t count = real_in(column), padded = up_to(count, kWidth);
     for (std::int64_t each = 0; each < real_in(row) && count > 0; ++each) {
-      if (each + kRowsAhead < real_in(row)) targets.call_for(row * kSide + each + kRowsAhead, first, count);
       if (given_.target_embeddings) {
         std::memcpy(h, target_tile + each * kStride, sizeof(float) * static_cast<std::size_t>(count));
       }
@@ -123,12 +122,13 @@ class LargeSet {
       of_tiles[number] = Moments();
       float* tile = place_of(number, thread);
       if (!given_.has_target() && !entries.has_any(row, column)) return;
+      Targets(given_, set_).call_for(row * kSide, real_in(row), column * kSide, real_in(column));
       distances(rows_, row, column, tile);
       entries.gather(row, column, tile, by_entry);
       if (!given_.has_target()) return;
       float* target_tile = scratch_[1].get() + thread * kTile;
       if (given_.target_embeddings) distances(target_rows_, row, column, target_tile);
-      MomentSums sums;
+      MomentSums sums(static_cast<bool>(given_.weights));
       with_targets(row, column, target_tile,
                    [&](std::int64_t each, const float* h, const float* weights, std::int64_t length) {
                      sums.add(tile + each * kStride, h, weights, length);
@@ -195,6 +195,7 @@ class LargeSet {
     const bool correlated = given_.has_target() && given_.beta != 0;
     if (!correlated && !entries.has_any(row, column)) return false;
     if (correlated) {
+      Targets(given_, set_).call_for(row * kSide, real_in(row), column * kSide, real_in(column));
       if (!keeps(number_of(row, column))) distances(rows_, row, column, tile);
       float* target_tile = scratch_[1].get() + thread * kTile;
       if (given_.target_embeddings) distances(target_rows_, row, column, target_tile);

@@ -58,20 +58,19 @@ inline double correlation(const Moments& sums, bool centred, bool bounded, bool 
   return r + undefined;
 }
 
-// Rows of targets that are called for before they are needed.
-constexpr std::int64_t kRowsAhead = 8;
-
 // The targets of one set and their weights.
 class Targets {
  public:
   Targets(const HybridLoss& given, std::int64_t set) : given_(given), set_(set) {}
 
-  // Call for the dense targets of a row, so that they come while those before it are worked on.
-  void call_for(std::int64_t row, std::int64_t first, std::int64_t count) const {
+  // Call for the dense targets of `rows` rows from the memory, so that they come while products are made.
+  void call_for(std::int64_t row, std::int64_t rows, std::int64_t first, std::int64_t count) const {
     const Tensor& target = given_.target;
     if (!target || target.dtype != DType::kFloat32 || target.stride[2] != 1) return;
-    const float* from = static_cast<const float*>(target.data) + offset(target, row, first);
-    for (std::int64_t k = 0; k < count; k += 16) __builtin_prefetch(from + k);
+    for (std::int64_t each = 0; each < rows; ++each) {
+      const float* from = static_cast<const float*>(target.data) + offset(target, row + each, first);
+      for (std::int64_t k = 0; k < count; k += 16) __builtin_prefetch(from + k, 0, 2);
+    }
   }
 
   // Complete the targets h of pairs (row, first..first+count-1) and find their weights; 0 and 0 where unobserved. For
@@ -125,20 +124,38 @@ class Targets {
 // The moments of a tile while it is gone through.
 class MomentSums {
  public:
+  explicit MomentSums(bool weighted) : weighted_(weighted) {}
+
   // Add the pairs of a stretch; `count` is a multiple of kWidth, what is beyond the stretch has weight 0 and is finite.
   void add(const float* d, const float* h, const float* weights, std::int64_t count) {
+    if (weighted_) {
+      add_as<true>(d, h, weights, count);
+    } else {
+      add_as<false>(d, h, weights, count);
+    }
+  }
+
+  Moments total() const {
+    const double observed = sum(weighted_ ? observed_ : weight_);
+    return {sum(weight_), sum(d_), sum(h_), sum(dd_), sum(hh_), sum(dh_), static_cast<std::int64_t>(observed)};
+  }
+
+ private:
+  // Where weights are 0 or 1, and targets 0 where they are 0, much need not be multiplied.
+  template <bool kWeighted>
+  void add_as(const float* d, const float* h, const float* weights, std::int64_t count) {
     Doubles weight = weight_, d_sum = d_, h_sum = h_, dd = dd_, hh = hh_, dh = dh_, observed = observed_;
     const Doubles one = Doubles{} + 1.0, none{};
     for (std::int64_t each = 0; each < count; each += kHalf) {
       const Doubles w = load_wide(weights + each), x = load_wide(d + each), y = load_wide(h + each);
-      const Doubles wx = w * x, wy = w * y;
-      observed += w != 0 ? one : none;
+      const Doubles wx = w * x, wy = kWeighted ? w * y : y;
+      if (kWeighted) observed += w != 0 ? one : none;
       weight += w;
       d_sum += wx;
       h_sum += wy;
       dd += wx * x;
       hh += wy * y;
-      dh += wx * y;
+      dh += wy * x;
     }
     weight_ = weight;
     d_ = d_sum;
@@ -149,11 +166,7 @@ class MomentSums {
     observed_ = observed;
   }
 
-  Moments total() const {
-    return {sum(weight_), sum(d_), sum(h_), sum(dd_), sum(hh_), sum(dh_), static_cast<std::int64_t>(sum(observed_))};
-  }
-
- private:
+  bool weighted_;
   Doubles weight_{}, d_{}, h_{}, dd_{}, hh_{}, dh_{}, observed_{};
 };
 

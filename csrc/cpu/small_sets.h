@@ -69,6 +69,12 @@ class SmallSet {
     });
   }
 
+  // Rows of block `block` that are not padding.
+  std::int64_t real_in(std::int64_t block) const {
+    const std::int64_t left = real_ - block * side_;
+    return left < 0 ? 0 : left < side_ ? left : side_;
+  }
+
   float* tile(std::int64_t row, std::int64_t column) const {
     return matrix_.get() + row * side_ * stride_ + column * side_;
   }
@@ -93,11 +99,10 @@ class SmallSet {
     const Targets targets(given_, set_);
     alignas(64) float own[128], weights[128];
     const std::int64_t first = column * side_;
-    const std::int64_t count = real_ - first < side_ ? real_ - first : side_;
-    if (count <= 0) return;
+    const std::int64_t count = real_in(column);
+    if (count == 0) return;
     const std::int64_t padded = up_to(count, kWidth);
     for (std::int64_t each = row * side_; each < (row + 1) * side_ && each < real_; ++each) {
-      if (each + kRowsAhead < real_) targets.call_for(each + kRowsAhead, first, count);
       const float* made = target_tile + (each - row * side_) * kTargetStride;
       if (given_.target_embeddings) std::memcpy(own, made, sizeof(float) * static_cast<std::size_t>(count));
       targets.read_row(each, first, count, own, weights);
@@ -112,11 +117,12 @@ class SmallSet {
     for (std::int64_t each = 0; each < count; ++each) of_tiles[each] = Moments();
     Array<float> scratch(given_.target_embeddings ? threads_ * kTargetTile : 0);
     for_upper_tiles([&](std::int64_t row, std::int64_t column, int thread) {
+      Targets(given_, set_).call_for(row * side_, real_in(row), column * side_, real_in(column));
       distances(rows_, row, column, tile(row, column), stride_);
       if (!given_.has_target()) return;
       float* target_tile = scratch.get() + thread * kTargetTile;
       if (given_.target_embeddings) distances(target_rows_, row, column, target_tile, kTargetStride);
-      MomentSums sums;
+      MomentSums sums(static_cast<bool>(given_.weights));
       with_targets(row, column, target_tile, [&](const float* d, const float* h, const float* weights, std::int64_t n) {
         sums.add(d, h, weights, n);
       });

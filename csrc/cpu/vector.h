@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace bgs::cpu::BGS_ISA {
 
 #if defined(__AVX512F__)
@@ -32,11 +36,17 @@ inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof valu
 
 inline Floats all(float value) { return value - Floats{}; }
 
-// kHalf numbers.
+// kHalf numbers. Left to convert vectors itself, GCC 12 takes three instructions instead of one.
 inline Doubles load_wide(const float* from) {
+#if defined(__AVX512F__)
+  return (Doubles)_mm512_cvtps_pd(_mm256_loadu_ps(from));
+#elif defined(__AVX2__)
+  return (Doubles)_mm256_cvtps_pd(_mm_loadu_ps(from));
+#else
   HalfFloats value;
   std::memcpy(&value, from, sizeof value);
   return __builtin_convertvector(value, Doubles);
+#endif
 }
 
 template <int kCount, class Number, class Vector>
