@@ -23,9 +23,16 @@ to gather three rows a triplet, where no target needs them anyway."""
 SMALL_ROWS = 1024
 """Sets of up to so many rows keep their matrix of distances for the length of a call: 4 MB, which stay in cache."""
 
-KEPT_BYTES = 40 << 20
-"""What larger sets keep of their distances from the forward to the backward half of a call: all up to 4,096 rows. The
+KEPT_BYTES = 32 << 20
+"""What larger sets keep of their distances from the forward to the backward half of a call: all up to 3,800 rows. The
 rest is computed twice."""
+
+PLACES_END = 2**31
+"""3 T places of triplets stay below this."""
+
+
+TENSORS = 9
+"""The arguments of ``compute`` that come before the settings."""
 
 
 def unavailable() -> str | None:
@@ -43,6 +50,9 @@ def why_not(request: Request) -> str | None:
             return "torch.func and forward-mode derivatives need backend='reference'"
         if rows.device.type != "cpu":
             return f"{name} on {rows.device.type}, not on the CPU"
+    triplets = request.tensors.get("triplets")
+    if triplets is not None and 3 * (triplets.shape[1] + 1024) >= PLACES_END:
+        return "3 T places of triplets do not fit int32"
     if request.tensors["embeddings"].dtype not in SERVED:
         return f"embeddings of {str(request.tensors['embeddings'].dtype).removeprefix('torch.')}"
     for name, tensor in request.tensors.items():
@@ -153,9 +163,7 @@ def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
 def _backward(ctx, upstream, *others):  # type: ignore[no-untyped-def]
     gradient = None
     if upstream is not None and ctx.needs_input_grad[0]:
-        # where a gradient of the gradient is wanted, the operator that refuses one is on record
-        run = native_scaled_gradient if torch.is_grad_enabled() or not is_eager(upstream) else scale
-        gradient = run(upstream, *ctx.saved_tensors)
+        gradient = native_scaled_gradient(upstream, *ctx.saved_tensors)
     return (gradient, *(None,) * 17)
 
 
@@ -164,15 +172,31 @@ torch.library.register_autograd(native_scaled_gradient, refuse_second_derivative
 
 
 class NativeHybridLossFunction(torch.autograd.Function):
-    """The operator without the dispatcher, which costs more than a small loss."""
+    """The operator without the dispatcher, which costs more than a small loss, and without a copy of the gradient: the
+    first backward pass scales and hands out the one that the forward computed, another computes it again."""
 
     @staticmethod
     def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
-        output = compute(*inputs)
-        _save(ctx, inputs, output)
-        return output
+        losses, terms, ctx.gradient = compute(*inputs)
+        ctx.mark_non_differentiable(terms)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:TENSORS])
+        ctx.settings = inputs[TENSORS:]
+        return losses, terms
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx, upstream, *others):  # type: ignore[no-untyped-def]
+        if upstream is None or not ctx.needs_input_grad[0]:
+            return (None,) * (TENSORS + len(ctx.settings))
+        inputs = ctx.saved_tensors
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            _, _, gradient = compute(*inputs, *ctx.settings)
+        if torch.is_grad_enabled():  # a gradient of the gradient is wanted: the operator that refuses one is on record
+            scaled = native_scaled_gradient(upstream, gradient, inputs[0])
+        else:
+            scaled = gradient.mul_(upstream[:, None, None]).to(inputs[0].dtype)
+        return (scaled, *(None,) * (TENSORS - 1 + len(ctx.settings)))
 
 
 def hybrid_loss(
@@ -222,7 +246,7 @@ def hybrid_loss(
     if not is_eager(embeddings):
         loss, terms, _ = native_hybrid_loss(*inputs)
     elif with_gradient:
-        loss, terms, _ = NativeHybridLossFunction.apply(*inputs)  # type: ignore[no-untyped-call]
+        loss, terms = NativeHybridLossFunction.apply(*inputs)  # type: ignore[no-untyped-call]
     else:
         loss, terms, _ = compute(*inputs)
     triplet_term, correlation, accuracy = terms.unbind()

@@ -10,6 +10,7 @@ import torch
 
 from bgs_kernels import native
 from bgs_kernels.checks import readable
+from bgs_kernels.tracing import is_transformed
 
 INT32_END = 2**31
 """Places and row numbers are int32 and stay below this."""
@@ -148,7 +149,7 @@ def check_items(
     Raises:
         ValueError: an index is out of range, or a triplet that counts names an item twice.
     """
-    if native.module is not None and triplets.numel():
+    if native.module is not None and triplets.numel() and not is_transformed(triplets):
         least = limits if isinstance(limits, int) else int(limits.min())
         sets, count = triplets.shape[:2]
         if native.module.are_sound(native.argument(triplets), sets, count, least, native.threads()):

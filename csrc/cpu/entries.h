@@ -11,7 +11,7 @@
 namespace bgs::cpu::BGS_ISA {
 
 // Pair p of triplet t is entry 3 * kChunk * (t / kChunk) + kChunk * p + t % kChunk. A tile holds its entries in this
-// order, whatever the number of threads.
+// order, whatever the number of threads. There are fewer than 2^31 entries.
 class Entries {
  public:
   // `tiles` tiles a side, of `side` rows and columns; places count `stride` a row within a tile.
@@ -65,7 +65,7 @@ class Entries {
       std::int64_t* free_places = next.get() + part * cells;
       each_entry(part, [&](std::int64_t cell, std::int64_t entry, std::int32_t place) {
         const std::int64_t at = free_places[cell]++;
-        entries_[at] = entry;
+        entries_[at] = static_cast<std::int32_t>(entry);
         places_[at] = place;
       });
     });
@@ -91,8 +91,8 @@ class Entries {
 
  private:
   std::int64_t tiles_;
-  Array<std::int64_t> starts_, entries_;
-  Array<std::int32_t> places_;
+  Array<std::int64_t> starts_;
+  Array<std::int32_t> entries_, places_;
 };
 
 }  // namespace bgs::cpu::BGS_ISA

@@ -33,6 +33,8 @@ class LargeSet {
         triplets_(given, set),
         rows_(given.rows, given.columns, given.metric) {
     for (Array<float>& each : scratch_) each = Array<float>(threads_ * kTile);
+    packed_[0] = Packed(threads_, given.columns);
+    packed_[1] = Packed(threads_, given.target_columns);
   }
 
   void run() {
@@ -85,10 +87,28 @@ class LargeSet {
     return left < kSide / kPanel ? left : kSide / kPanel;
   }
 
-  void distances(const Rows& rows, std::int64_t row, std::int64_t column, float* out) const {
+  // The rows of one block for each thread, laid out for the right side of a product. Tiles are gone through column after
+  // column, so that they are laid out once a column and thread.
+  struct Packed {
+    Packed() = default;
+    Packed(int threads, std::int64_t columns) : values(threads * kSide * columns), block(threads) {
+      for (int thread = 0; thread < threads; ++thread) block[thread] = -1;
+    }
+
+    Array<float> values;
+    Array<std::int64_t> block;
+  };
+
+  void distances(const Rows& rows, std::int64_t row, std::int64_t column, int thread, float* out) const {
     const std::int64_t high = panels(rows, row), across = panels(rows, column);
-    panel_product(rows.panels(row * (kSide / kPanel)), high, rows.panels(column * (kSide / kPanel)), across,
-                  rows.columns(), row == column, out, kStride);
+    const Packed& packed = packed_[&rows == &rows_ ? 0 : 1];
+    float* const right = packed.values.get() + thread * kSide * rows.columns();
+    if (packed.block[thread] != column) {
+      rows.pack(column * (kSide / kPanel), across, right);
+      packed.block[thread] = column;
+    }
+    panel_product(rows.plain() + row * kSide * rows.stride(), rows.stride(), high, right, across, rows.columns(),
+                  row == column, out, kStride);
     for (std::int64_t each = 0; each < high * kPanel; ++each) {
       to_distances({rows.metric()}, rows.sizes()[row * kSide + each], rows.sizes() + column * kSide, across * kPanel,
                    out + each * kStride);
@@ -123,11 +143,11 @@ class LargeSet {
       float* tile = place_of(number, thread);
       if (!given_.has_target() && !entries.has_any(row, column)) return;
       Targets(given_, set_).call_for(row * kSide, real_in(row), column * kSide, real_in(column));
-      distances(rows_, row, column, tile);
+      distances(rows_, row, column, thread, tile);
       entries.gather(row, column, tile, by_entry);
       if (!given_.has_target()) return;
       float* target_tile = scratch_[1].get() + thread * kTile;
-      if (given_.target_embeddings) distances(target_rows_, row, column, target_tile);
+      if (given_.target_embeddings) distances(target_rows_, row, column, thread, target_tile);
       MomentSums sums(static_cast<bool>(given_.weights));
       with_targets(row, column, target_tile,
                    [&](std::int64_t each, const float* h, const float* weights, std::int64_t length) {
@@ -155,18 +175,22 @@ class LargeSet {
   void compute_gradient(const Entries& entries, const float* by_entry, const Slopes& slopes, float factor) {
     const Slopes scaled = {static_cast<float>(-given_.beta) * slopes.by_target,
                            static_cast<float>(-given_.beta) * slopes.by_distance, slopes.mean_h, slopes.mean_d};
-    Array<float> products(rows_.padded() * rows_.stride());
+    // where rows need no padding the gradient itself is where products are summed up
+    const bool in_place = given_.columns % kPanel == 0 && given_.rows % kPanel == 0;
+    const Array<float> own(in_place ? 0 : rows_.padded() * rows_.stride());
+    const Sums sums = in_place ? Sums{given_.gradient + set_ * given_.rows * given_.columns, given_.columns}
+                               : Sums{own.get(), rows_.stride()};
     Array<double> totals(rows_.padded());
     parallel_for(tiles_, threads_, [&](std::int64_t block, int) {
       const std::int64_t first = block * kSide, last = first + panels(rows_, block) * kPanel;
-      std::memset(products.get() + first * rows_.stride(), 0,
-                  sizeof(float) * static_cast<std::size_t>((last - first) * rows_.stride()));
+      std::memset(sums.data + first * sums.stride, 0,
+                  sizeof(float) * static_cast<std::size_t>((last - first) * sums.stride));
       for (std::int64_t row = first; row < last; ++row) totals[row] = 0;
     });
     const auto add_tile = [&](std::int64_t row, std::int64_t column, int thread) {
       float* tile = place_of(number_of(row, column), thread);
       if (!derivatives(entries, by_entry, scaled, factor, row, column, thread, tile)) return;
-      add_to_rows(row, column, tile, products.get(), totals.get());
+      add_to_rows(row, column, tile, sums, totals.get());
     };
     parallel_for(tiles_, threads_, [&](std::int64_t block, int thread) { add_tile(block, block, thread); });
     const std::int64_t players = tiles_ + tiles_ % 2;  // one of an odd number of blocks sits out every round
@@ -184,10 +208,16 @@ class LargeSet {
     }
     parallel_for(tiles_, threads_, [&](std::int64_t block, int) {
       for (std::int64_t row = block * kSide; row < (block + 1) * kSide && row < given_.rows; ++row) {
-        finish_row(given_, rows_, set_, row, real_, static_cast<float>(totals[row]), products.get());
+        finish_row(given_, rows_, set_, row, real_, static_cast<float>(totals[row]), sums.data + row * sums.stride);
       }
     });
   }
+
+  // Where the products of derivatives and rows are summed up, row by row.
+  struct Sums {
+    float* data;
+    std::int64_t stride;
+  };
 
   // Fill a tile with the derivatives of the loss; false if there are none.
   bool derivatives(const Entries& entries, const float* by_entry, const Slopes& slopes, float factor, std::int64_t row,
@@ -196,9 +226,9 @@ class LargeSet {
     if (!correlated && !entries.has_any(row, column)) return false;
     if (correlated) {
       Targets(given_, set_).call_for(row * kSide, real_in(row), column * kSide, real_in(column));
-      if (!keeps(number_of(row, column))) distances(rows_, row, column, tile);
+      if (!keeps(number_of(row, column))) distances(rows_, row, column, thread, tile);
       float* target_tile = scratch_[1].get() + thread * kTile;
-      if (given_.target_embeddings) distances(target_rows_, row, column, target_tile);
+      if (given_.target_embeddings) distances(target_rows_, row, column, thread, target_tile);
       with_targets(row, column, target_tile,
                    [&](std::int64_t each, const float* h, const float* weights, std::int64_t length) {
                      to_derivatives({given_.metric}, slopes, h, weights, length, tile + each * kStride);
@@ -213,12 +243,12 @@ class LargeSet {
   }
 
   // Add a tile's derivatives and their products with rows to the sums of its two blocks.
-  void add_to_rows(std::int64_t row, std::int64_t column, float* tile, float* products, double* totals) const {
+  void add_to_rows(std::int64_t row, std::int64_t column, float* tile, const Sums& sums, double* totals) const {
     const std::int64_t wide_columns = up_to(given_.columns, kPanel), stride = rows_.stride();
     const std::int64_t high = panels(rows_, row) * kPanel, across = panels(rows_, column) * kPanel;
     const auto add = [&](std::int64_t from, std::int64_t depth, std::int64_t to, std::int64_t rows, Left left) {
       product(left, rows_.plain() + from * kSide * stride, stride, depth, rows, wide_columns,
-              products + to * kSide * stride, stride, true);
+              sums.data + to * kSide * sums.stride, sums.stride, true);
     };
     if (row == column) {  // its own mirror image
       for (std::int64_t i = 0; i < high; ++i) {
@@ -226,9 +256,9 @@ class LargeSet {
       }
     } else {
       for (std::int64_t part = 0; part < across; part += kPanel) {
-        Doubles sums[kPanel / kHalf] = {};
-        for (std::int64_t i = 0; i < high; ++i) add_columns<kPanel>(tile + i * kStride + part, sums);
-        for (std::int64_t j = 0; j < kPanel; ++j) totals[column * kSide + part + j] += sums[j / kHalf][j % kHalf];
+        Doubles columns[kPanel / kHalf] = {};
+        for (std::int64_t i = 0; i < high; ++i) add_columns<kPanel>(tile + i * kStride + part, columns);
+        for (std::int64_t j = 0; j < kPanel; ++j) totals[column * kSide + part + j] += columns[j / kHalf][j % kHalf];
       }
       add(row, high, column, across, transposed(tile, kStride));
     }
@@ -243,6 +273,7 @@ class LargeSet {
   Triplets triplets_;
   Rows rows_, target_rows_;
   Array<float> scratch_[2];  // for every thread: a tile, and one of targets
+  Packed packed_[2];         // embeddings and target embeddings
   std::int64_t kept_ = 0;
   Array<float> kept_tiles_;
 };

@@ -26,12 +26,17 @@ class DistanceMatrix {
 
   void compute() const {
     const std::int64_t high = blocks(given_.rows), across = blocks(given_.others);
+    const Array<float> packed(others().padded() * given_.columns);
+    parallel_for(others().padded() / kPanel, given_.threads, [&](std::int64_t panel, int) {
+      others().pack(panel, 1, packed.get() + panel * kPanel * given_.columns);
+    });
     parallel_for(high * across, given_.threads, [&](std::int64_t index, int thread) {
       const std::int64_t row = index / across, column = index % across;
       if (!given_.y && row > column) return;
       float* tile = tiles_.get() + thread * kTile;
-      panel_product(x_.panels(row * kPanels), panels(x_, row), others().panels(column * kPanels),
-                    panels(others(), column), given_.columns, false, tile, kSide);
+      panel_product(x_.plain() + row * kSide * x_.stride(), x_.stride(), panels(x_, row),
+                    packed.get() + column * kSide * given_.columns, panels(others(), column), given_.columns, false, tile,
+                    kSide);
       for (std::int64_t i = 0; i < count(given_.rows, row); ++i) {
         float* values = tile + i * kSide;
         to_distances({given_.metric}, x_.sizes()[row * kSide + i], others().sizes() + column * kSide,

@@ -1,8 +1,8 @@
 // Products of matrices in blocks that stay in cache, the only part of the loss that is bound by arithmetic.
 //
-// Rows of embeddings are kept twice: plain (row-major) and in panels of 32 rows, column after column, so that both
-// factors of X X^T are read front to back. Entries of a product's left factor are broadcast one by one, of eight (four)
-// rows at a time; it can be given as it is or transposed, as panels are.
+// Entries of a product's left factor are broadcast one by one, of eight (four) rows at a time; it can be given as it is or
+// transposed. The right factor is read 32 columns at a time: rows of embeddings that stand there transposed are laid out
+// in panels of 32 rows, column after column.
 #pragma once
 
 #include <cstdint>
@@ -96,18 +96,17 @@ inline void product(Left left, const float* right, std::int64_t right_stride, st
   }
 }
 
-// out (panels of `one`, panels of `two`) = one two^T for rows in panels of `depth` columns; of `triangle` only the blocks on
-// and above the diagonal are made, the others become 0.
-inline void panel_product(const float* one, std::int64_t one_panels, const float* two, std::int64_t two_panels,
-                          std::int64_t depth, bool triangle, float* out, std::int64_t out_stride) {
+// out (one_panels, two_panels) = one two^T in panels of rows, `one` row-major and `two` laid out in panels; of `triangle`
+// only the blocks on and above the diagonal are made, the others become 0.
+inline void panel_product(const float* one, std::int64_t one_stride, std::int64_t one_panels, const float* two,
+                          std::int64_t two_panels, std::int64_t depth, bool triangle, float* out,
+                          std::int64_t out_stride) {
   for (std::int64_t first = 0; first < depth; first += kDepth) {
     const std::int64_t length = depth - first < kDepth ? depth - first : kDepth;
     for (std::int64_t j = 0; j < two_panels; ++j) {
       const std::int64_t made = triangle && j < one_panels ? j + 1 : one_panels;
-      for (std::int64_t i = 0; i < made; ++i) {
-        product(transposed(one + (i * depth + first) * kPanel, kPanel), two + (j * depth + first) * kPanel, kPanel, length,
-                kPanel, kPanel, out + i * kPanel * out_stride + j * kPanel, out_stride, first > 0);
-      }
+      product(as_it_is(one + first, one_stride), two + (j * depth + first) * kPanel, kPanel, length, made * kPanel,
+              kPanel, out + j * kPanel, out_stride, first > 0);
       for (std::int64_t i = made * kPanel; first == 0 && i < one_panels * kPanel; ++i) {
         for (std::int64_t k = 0; k < kPanel; ++k) out[i * out_stride + j * kPanel + k] = 0;
       }

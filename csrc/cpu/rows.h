@@ -37,7 +37,6 @@ class Rows {
         stride_(spread_stride(columns)),
         metric_(metric),
         plain_(padded_ * stride_),
-        panels_(padded_ * columns),
         sizes_(padded_),
         largest_(padded_),
         lengths_(padded_),
@@ -49,11 +48,25 @@ class Rows {
   Metric metric() const { return metric_; }
 
   // (padded, stride) row-major; a row that holds NaN or an infinity is all zero here, so that a weight of zero hides it.
+  // Padding is zero.
   const float* plain() const { return plain_.get(); }
-  // (padded / 32, columns, 32): such a row is NaN here. Padding is zero.
-  const float* panels(std::int64_t panel) const { return panels_.get() + panel * kPanel * columns_; }
-  // |x|^2, and 1 more for a row without a direction, which is 1 away from all others.
+  // |x|^2, and 1 more for a row without a direction, which is 1 away from all others; 0 under "dot". NaN for a row that
+  // holds NaN or an infinity.
   const float* sizes() const { return sizes_.get(); }
+
+  // Lay out the rows of `panels` panels for the right side of a product, (panels, columns, 32).
+  void pack(std::int64_t panel, std::int64_t panels, float* out) const {
+    constexpr std::int64_t kTogether = 16;  // columns of a cache line
+    for (std::int64_t each = panel; each < panel + panels; ++each, out += kPanel * columns_) {
+      const float* from = plain_.get() + each * kPanel * stride_;
+      for (std::int64_t first = 0; first < columns_; first += kTogether) {
+        const std::int64_t end = first + kTogether < columns_ ? first + kTogether : columns_;
+        for (std::int64_t row = 0; row < kPanel; ++row) {
+          for (std::int64_t k = first; k < end; ++k) out[k * kPanel + row] = from[row * stride_ + k];
+        }
+      }
+    }
+  }
 
   // The origin that the rows were moved to, (stride).
   const float* origin() const { return origin_.get(); }
@@ -72,10 +85,6 @@ class Rows {
     }
     parallel_for(groups, threads, [&](std::int64_t group, int) {
       for (std::int64_t row = group * kPanel; row < (group + 1) * kPanel; ++row) centre_row(row);
-      pack(group);
-      for (std::int64_t row = group * kPanel; row < (group + 1) * kPanel; ++row) {
-        if (std::isnan(sizes_[row])) clear(row);
-      }
     });
   }
 
@@ -200,26 +209,12 @@ class Rows {
         square += value * value;
       }
       sizes_[row] += sum(square);
-    } else if (!finite) {
-      for (std::int64_t k = 0; k < columns_; ++k) x[k] = sizes_[row];
-    }
-  }
-
-  void pack(std::int64_t group) {
-    const float* from = plain_.get() + group * kPanel * stride_;
-    float* to = panels_.get() + group * kPanel * columns_;
-    constexpr std::int64_t kTogether = 16;  // columns of a cache line
-    for (std::int64_t first = 0; first < columns_; first += kTogether) {
-      const std::int64_t end = first + kTogether < columns_ ? first + kTogether : columns_;
-      for (std::int64_t row = 0; row < kPanel; ++row) {
-        for (std::int64_t k = first; k < end; ++k) to[k * kPanel + row] = from[row * stride_ + k];
-      }
     }
   }
 
   std::int64_t count_ = 0, padded_ = 0, columns_ = 0, stride_ = 0;
   Metric metric_ = Metric::kCosine;
-  Array<float> plain_, panels_, sizes_, largest_, lengths_, origin_;
+  Array<float> plain_, sizes_, largest_, lengths_, origin_;
 };
 
 // Distances between rows, from their products with an origin in common; `vector` for one vector of them.
@@ -228,7 +223,7 @@ struct DistanceOf {
 
   // d from the sizes of two rows and their product
   Floats operator()(Floats sizes, Floats product) const {
-    if (metric == Metric::kDot) return -product;
+    if (metric == Metric::kDot) return sizes - product;
     Floats squared = sizes - all(2.0f) * product;
     squared = squared < all(kRounding) * sizes ? Floats{} : squared;
     if (metric == Metric::kSqEuclidean) return squared;

@@ -76,11 +76,11 @@ inline void finish_gradient(const Rows& rows, std::int64_t row, float total, flo
   rows.differentiate_row(row, products, out);
 }
 
-// The same for a row of a set, of which those from `real` on are padding; `products` are those of all rows.
+// The same for a row of a set, of which those from `real` on are padding. The products may stand where the gradient goes.
 inline void finish_row(const HybridLoss& given, const Rows& rows, std::int64_t set, std::int64_t row,
                        std::int64_t real, float total, float* products) {
   float* out = given.gradient + (set * given.rows + row) * given.columns;
-  if (row < real) return finish_gradient(rows, row, total, products + row * rows.stride(), out);
+  if (row < real) return finish_gradient(rows, row, total, products, out);
   for (std::int64_t k = 0; k < given.columns; ++k) out[k] = 0;
 }
 

@@ -31,9 +31,11 @@ class SmallSet {
 
   void run() {
     rows_.prepare(given_.embeddings, set_, real_, threads_);
+    panels_ = packed(rows_);
     if (given_.target_embeddings) {
       target_rows_ = Rows(given_.rows, given_.target_columns, given_.target_metric);
       target_rows_.prepare(given_.target_embeddings, set_, real_, threads_);
+      target_panels_ = packed(target_rows_);
     }
     const Moments moments = compute_distances();
     const Triplets triplets(given_, set_);
@@ -56,6 +58,14 @@ class SmallSet {
   }
 
  private:
+  Array<float> packed(const Rows& rows) const {
+    Array<float> panels(rows.padded() * rows.columns());
+    parallel_for(rows.padded() / kPanel, threads_, [&](std::int64_t panel, int) {
+      rows.pack(panel, 1, panels.get() + panel * kPanel * rows.columns());
+    });
+    return panels;
+  }
+
   // Tiles small enough for every thread to get some.
   static std::int64_t tile_side(std::int64_t rows) { return rows <= 64 ? 32 : rows <= 512 ? 64 : 128; }
 
@@ -80,13 +90,15 @@ class SmallSet {
   }
 
   // Products of two blocks of rows become distances; blocks are padded with zeros in the last.
-  void distances(const Rows& rows, std::int64_t row, std::int64_t column, float* out, std::int64_t out_stride) const {
+  void distances(const Rows& rows, const Array<float>& packed_rows, std::int64_t row, std::int64_t column, float* out,
+                 std::int64_t out_stride) const {
     const std::int64_t panels = side_ / kPanel, in_all = rows.padded() / kPanel;
     const auto there = [&](std::int64_t block) {
       return in_all - block * panels < panels ? in_all - block * panels : panels;
     };
-    panel_product(rows.panels(row * panels), there(row), rows.panels(column * panels), there(column), rows.columns(),
-                  row == column, out, out_stride);
+    panel_product(rows.plain() + row * side_ * rows.stride(), rows.stride(), there(row),
+                  packed_rows.get() + column * side_ * rows.columns(), there(column), rows.columns(), row == column, out,
+                  out_stride);
     for (std::int64_t each = 0; each < there(row) * kPanel; ++each) {
       to_distances({rows.metric()}, rows.sizes()[row * side_ + each], rows.sizes() + column * side_,
                    there(column) * kPanel, out + each * out_stride);
@@ -118,10 +130,10 @@ class SmallSet {
     Array<float> scratch(given_.target_embeddings ? threads_ * kTargetTile : 0);
     for_upper_tiles([&](std::int64_t row, std::int64_t column, int thread) {
       Targets(given_, set_).call_for(row * side_, real_in(row), column * side_, real_in(column));
-      distances(rows_, row, column, tile(row, column), stride_);
+      distances(rows_, panels_, row, column, tile(row, column), stride_);
       if (!given_.has_target()) return;
       float* target_tile = scratch.get() + thread * kTargetTile;
-      if (given_.target_embeddings) distances(target_rows_, row, column, target_tile, kTargetStride);
+      if (given_.target_embeddings) distances(target_rows_, target_panels_, row, column, target_tile, kTargetStride);
       MomentSums sums(static_cast<bool>(given_.weights));
       with_targets(row, column, target_tile, [&](const float* d, const float* h, const float* weights, std::int64_t n) {
         sums.add(d, h, weights, n);
@@ -163,7 +175,7 @@ class SmallSet {
     const bool correlated = given_.has_target() && given_.beta != 0;
     for_upper_tiles([&](std::int64_t row, std::int64_t column, int thread) {
       float* target_tile = scratch.get() + thread * kTargetTile;
-      if (correlated && given_.target_embeddings) distances(target_rows_, row, column, target_tile, kTargetStride);
+      if (correlated && given_.target_embeddings) distances(target_rows_, target_panels_, row, column, target_tile, kTargetStride);
       if (correlated) {
         with_targets(row, column, target_tile,
                      [&](const float* d, const float* h, const float* weights, std::int64_t n) {
@@ -211,7 +223,7 @@ class SmallSet {
       for (std::int64_t i = 0; i < kPanel && first + i < given_.rows; ++i) {
         const float total = static_cast<float>(totals[i / kHalf][i % kHalf] +
                                                row_sum(matrix_.get() + (first + i) * stride_ + last, padded - last));
-        finish_row(given_, rows_, set_, first + i, real_, total, products.get());
+        finish_row(given_, rows_, set_, first + i, real_, total, out + i * stride);
       }
     });
   }
@@ -224,6 +236,7 @@ class SmallSet {
   int threads_;
   std::int64_t real_;
   Rows rows_, target_rows_;
+  Array<float> panels_, target_panels_;
   std::int64_t side_, tiles_, stride_;
   Array<float> matrix_;
 };
