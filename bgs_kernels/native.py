@@ -17,7 +17,17 @@ except ImportError as error:
 else:
     MISSING = None
 
-__all__ = ["DTYPES", "METRICS", "MISSING", "argument", "elsewhere", "module", "threads"]
+__all__ = [
+    "DTYPES",
+    "METRICS",
+    "MISSING",
+    "argument",
+    "device_and_stream",
+    "elsewhere",
+    "module",
+    "threads",
+    "why_not_cuda",
+]
 
 DTYPES = {
     torch.float32: 0,
@@ -50,6 +60,22 @@ def elsewhere(request: Request) -> str | None:
         if tensor.device.type != "cpu":
             return f"{name} is on {tensor.device}, and this runs on the CPU"
     return None
+
+
+def why_not_cuda() -> str | None:
+    """Say why csrc cannot run on a CUDA device here, or None."""
+    if module is None:
+        return MISSING
+    if not hasattr(module, "cuda_hybrid_loss_small"):
+        return "bgs_kernels._native was built without CUDA"
+    if torch.version.hip is not None or not torch.cuda.is_available():
+        return "no CUDA device"
+    return None
+
+
+def device_and_stream(tensor: torch.Tensor) -> tuple[int, int]:
+    """Give the number of a tensor's CUDA device and the current stream there."""
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
 def threads() -> int:

@@ -22,19 +22,10 @@ WORKSPACE = 2**28
 megabytes stay in the GPU's cache, but sets of different launches do not overlap."""
 
 
-def unavailable() -> str | None:
-    """Say why the kernel cannot run on this machine at all, or None."""
-    if native.module is None:
-        return native.MISSING
-    if not hasattr(native.module, "cuda_hybrid_loss_small"):
-        return "bgs_kernels._native was built without CUDA"
-    if torch.version.hip is not None or not torch.cuda.is_available():
-        return "no CUDA device"
-    return None
-
-
 def why_not(request: Request) -> str | None:
-    """Say why the kernel cannot serve a call, or None. Asked only where it is not ``unavailable``."""
+    """Say why the kernel cannot serve a call whose embeddings are on a CUDA device, or None."""
+    if (missing := native.why_not_cuda()) is not None:
+        return missing
     for name in ("embeddings", "target_embeddings"):
         rows = request.tensors.get(name)
         if rows is None:
@@ -129,7 +120,7 @@ def compute(
         triplet_targets,
         lengths,
     )
-    index, stream = _where(embeddings)
+    index, stream = native.device_and_stream(embeddings)
     for first in range(0, sets, together):
         part = slice(first, min(first + together, sets))
         arguments: list[Any] = [
@@ -157,8 +148,3 @@ def compute(
         ]
         native.module.cuda_hybrid_loss_small(*arguments)
     return losses, terms, gradient
-
-
-def _where(tensor: torch.Tensor) -> tuple[int, int]:
-    """Give the number of a tensor's device and the current stream there."""
-    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream

@@ -9,7 +9,8 @@ import torch
 from bgs_kernels import native
 from bgs_kernels.dispatch import Request
 from bgs_kernels.pairwise.reference import BOUNDED_METRICS, ROUNDING, compute_dtype, pairwise_distance
-from bgs_kernels.rsa.reference import PRECOMPUTED, RANK_METHODS
+from bgs_kernels.rank.native import compute as rank
+from bgs_kernels.rsa.reference import PRECOMPUTED, RANK_METHODS, correlate, observed_pairs
 
 MOST_PAIRS = 2**32
 """Kendall's tau packs two places among the pairs of a set into a word of 64 bits."""
@@ -21,6 +22,8 @@ def why_not(request: Request) -> str | None:
     rows = request.tensors["embeddings"].shape[-2]
     if method != "spearman" and rows * (rows - 1) // 2 > MOST_PAIRS:
         return f"places among more than {MOST_PAIRS} pairs do not fit 32 bits"
+    if request.tensors["embeddings"].is_cuda:
+        return native.why_not_cuda() if method == "spearman" else "Kendall's tau is counted on the CPU"
     return native.elsewhere(request)
 
 
@@ -36,6 +39,8 @@ def compute(
 ) -> torch.Tensor:
     """Compute the correlation of every set; arguments and result as ``bgs_kernels.rsa.reference.rsa_correlation``."""
     dtype = compute_dtype(embeddings.dtype)
+    if embeddings.is_cuda:
+        return _on_cuda(embeddings.to(dtype), target, target_embeddings, mask, weights, metric, target_metric)
     made_here = metric != PRECOMPUTED
     distances = pairwise_distance(embeddings, metric=metric) if made_here else embeddings.to(dtype)
     from_embeddings = target is None
@@ -65,6 +70,39 @@ def compute(
         threads=native.threads(),
     )
     return correlations.to(dtype)
+
+
+def _on_cuda(
+    embeddings: torch.Tensor,
+    target: torch.Tensor | None,
+    target_embeddings: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    weights: torch.Tensor | None,
+    metric: str,
+    target_metric: str,
+) -> torch.Tensor:
+    """Compute Spearman's correlations as the reference does, but with the ranks of csrc."""
+    pair_targets, pair_weights = observed_pairs(
+        target,
+        target_embeddings=target_embeddings,
+        mask=mask,
+        weights=weights,
+        target_metric=target_metric,
+        dtype=embeddings.dtype,
+    )
+    if metric == PRECOMPUTED:
+        distances = torch.where(pair_weights != 0, embeddings, 0.0)
+    else:
+        distances = pairwise_distance(embeddings, metric=metric)
+    return correlate(
+        distances,
+        pair_targets,
+        pair_weights,
+        method="spearman",
+        bounded=metric in BOUNDED_METRICS,
+        target_bounded=target is None and target_metric in BOUNDED_METRICS,
+        rank=rank,
+    )
 
 
 rank_correlation = torch.library.custom_op("bgs_kernels::rank_correlation", compute, mutates_args=())

@@ -4,6 +4,8 @@ distances of two geometries agree over them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from bgs_kernels.pairwise.reference import BOUNDED_METRICS, ROUNDING, compute_dtype, pairwise_distance
@@ -123,6 +125,7 @@ def correlate(
     method: str = "pearson",
     bounded: bool = False,
     target_bounded: bool = False,
+    rank: Callable[[torch.Tensor], torch.Tensor] = fractional_rank,
 ) -> torch.Tensor:
     r"""Correlate distances with targets over the weighted pairs of every set.
 
@@ -151,6 +154,7 @@ def correlate(
         method: one of ``METHODS``.
         bounded: whether the distances compare unit vectors.
         target_bounded: whether the targets do.
+        rank: what ranks (B, 1, P) values, NaN where unobserved, for "spearman".
 
     Returns:
         (B,) in the dtype of the distances.
@@ -175,8 +179,8 @@ def correlate(
         return torch.where(degenerate.flatten(), 0.0, r).to(undefined.dtype) + undefined
     if method == "spearman":
         weights = weights.double()
-        ours, variance, _ = _spread(_ranks(distances, observed), weights, centred=True, bounded=False)
-        theirs, target_variance, _ = _spread(_ranks(target, observed), weights, centred=True, bounded=False)
+        ours, variance, _ = _spread(_ranks(distances, observed, rank), weights, centred=True, bounded=False)
+        theirs, target_variance, _ = _spread(_ranks(target, observed, rank), weights, centred=True, bounded=False)
     deviation = torch.where(degenerate, 1.0, variance).sqrt() * torch.where(degenerate, 1.0, target_variance).sqrt()
     r = torch.where(degenerate, 0.0, _mean(ours * theirs, weights)) / deviation
     return r.flatten().to(undefined.dtype) + undefined
@@ -204,9 +208,9 @@ def _spread(
     return values, variance, variance.detach() <= floor.square()
 
 
-def _ranks(values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+def _ranks(values: torch.Tensor, observed: torch.Tensor, rank: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """Rank the observed values (B, 1, P) of every set, float64; 0 where unobserved."""
-    return torch.where(observed, fractional_rank(torch.where(observed, values, float("nan"))), 0.0)
+    return torch.where(observed, rank(torch.where(observed, values, float("nan"))), 0.0)
 
 
 def _tau(distances: torch.Tensor, target: torch.Tensor, observed: torch.Tensor, *, method: str) -> torch.Tensor:

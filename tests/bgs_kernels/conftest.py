@@ -3,6 +3,7 @@ here, but those that the module names in ``WITHOUT``; one that takes ``dtype`` a
 serves. A new backend needs no new test.
 """
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -58,9 +59,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Where a test makes its tensors: on the GPU for the kernels that run there, else on the CPU."""
+    """Where a test makes its tensors: on the GPU for the kernels that run there, else on the CPU. The native backend
+    runs on both: on the GPU where BGS_TEST_NATIVE_DEVICE is "cuda"."""
     backend = request.node.callspec.params.get("backend") if hasattr(request.node, "callspec") else None
-    there = torch.device("cuda" if backend == "triton" and torch.cuda.is_available() else "cpu")
+    native = os.environ.get("BGS_TEST_NATIVE_DEVICE") == "cuda"
+    on_gpu = torch.cuda.is_available() and (backend == "triton" or (backend == "native" and native))
+    there = torch.device("cuda" if on_gpu else "cpu")
     with there:
         yield there
 

@@ -64,7 +64,9 @@ def on_host(tmp_path_factory):
 @pytest.fixture
 def compute(on_host, monkeypatch):
     """``native_cuda.compute`` on tensors of the CPU, in memory full of rubbish, by a number of blocks in some order."""
-    monkeypatch.setattr(native_cuda, "native", SimpleNamespace(module=on_host, argument=native.argument))
+    place = {}
+    shim = SimpleNamespace(module=on_host, argument=native.argument, device_and_stream=lambda tensor: place["is"])
+    monkeypatch.setattr(native_cuda, "native", shim)
 
     def empty(*shape, **options):
         buffer = torch.empty(*shape, **options)
@@ -73,7 +75,7 @@ def compute(on_host, monkeypatch):
     monkeypatch.setattr(native_cuda, "torch", SimpleNamespace(**vars(torch) | {"empty": empty}))
 
     def run(x, triplets, *, blocks=BLOCKS, backwards=False, with_gradient=True, **given):
-        monkeypatch.setattr(native_cuda, "_where", lambda tensor: (blocks, int(backwards)))
+        place["is"] = (blocks, int(backwards))
         given = DEFAULTS | given
         losses, terms, gradient = native_cuda.compute(x, triplets, *given.values(), with_gradient)
         return torch.cat((losses[None], terms)), gradient
@@ -447,13 +449,15 @@ def test_refuses_what_is_too_large(on_host):
 
 
 def test_says_why_not(on_host, monkeypatch):
-    monkeypatch.setattr(native_cuda, "native", SimpleNamespace(module=on_host, DTYPES=native.DTYPES, MISSING=None))
-    if not torch.cuda.is_available():
-        assert native_cuda.unavailable() == "no CUDA device"
     request = Request({"embeddings": torch.zeros(1, 4, 4)})
+    monkeypatch.setattr(native, "module", on_host)
+    if not torch.cuda.is_available():
+        assert native_cuda.why_not(request) == "no CUDA device"
+    monkeypatch.setattr(native, "why_not_cuda", lambda: None)
     assert native_cuda.why_not(request) == "embeddings on cpu, not on a CUDA device"
-    monkeypatch.setattr(native_cuda, "native", SimpleNamespace(module=SimpleNamespace()))
-    assert native_cuda.unavailable() == "bgs_kernels._native was built without CUDA"
+    monkeypatch.undo()
+    monkeypatch.setattr(native, "module", SimpleNamespace())
+    assert native_cuda.why_not(request) == "bgs_kernels._native was built without CUDA"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
