@@ -60,7 +60,7 @@ SMALL = ("published", "1k")
 """What a quick run measures."""
 
 ON_CUDA = ("published", "1k", "4k", "16k", "65k")
-ON_CPU = ("published", "1k-narrow", "4k", "20k")
+ON_CPU = ("published", "1k-narrow", "4k")
 
 BY_IMPORTANCE = ("published", "16k", "65k", "4k", "1k", "1k-narrow", "20k")
 
