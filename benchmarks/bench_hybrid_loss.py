@@ -97,7 +97,7 @@ COMPILED_MATRICES = 4.0
 """A lower bound of the same for the compiled reference: distances, targets, weights and the gradient's coefficients."""
 
 SECONDS_A_JOB = {
-    "reference": 40.0,
+    "reference": 90.0,
     "triton": 60.0,
     "native": 40.0,
     "compile": 120.0,

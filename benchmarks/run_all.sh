@@ -32,11 +32,20 @@ OMP_NUM_THREADS=1 timeout -k 5 "$tests" "$PYTHON" -m pytest tests/bgs_kernels -q
 tail -n 3 "$out/tests.log"
 
 scripts=(benchmarks/bench_*.py)
+if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  # csrc runs on both kinds of device: its tests once more with tensors on the GPU
+  BGS_TEST_NATIVE_DEVICE=cuda OMP_NUM_THREADS=1 timeout -k 5 60 "$PYTHON" -m pytest tests/bgs_kernels/test_fused_parity.py \
+    tests/bgs_kernels/test_hybrid_loss.py tests/bgs_kernels/test_rank.py -k native -q --no-header "${parallel[@]}" \
+    >"$out/tests_native.log" 2>&1 || failed "tests of csrc on the GPU" $?
+  tail -n 3 "$out/tests_native.log"
+  scripts=(benchmarks/bench_dispatch.py benchmarks/bench_hybrid_loss.py) # the others are about the CPU
+fi
 left=${#scripts[@]}
 for script in "${scripts[@]}"; do
   name=$(basename "$script" .py)
   share=$(((total - reserve - SECONDS) / left))
   left=$((left - 1))
+  [ "$name" != bench_dispatch ] || [ "$share" -lt 40 ] || share=40
   # the benchmark keeps to its share itself; the timeout is for one that hangs
   timeout -k 5 $((share + 20)) "$PYTHON" -m "benchmarks.$name" --out "$out/${name#bench_}.json" --seconds "$share" \
     2> >(tee -a "$out/benchmarks.log" >&2) || failed "$name" $?

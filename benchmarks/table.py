@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = Path(given[0])
     files = sorted(folder.glob("*.json"))
     runs = [(path, json.loads(path.read_text())) for path in files]
-    runs = [(path, run) for path, run in runs if "benchmark" in run]
+    runs = [(path, run) for path, run in runs if "cases" in run]
     if not runs:
         print(f"{folder}: no JSON file of a benchmark there", file=sys.stderr)
         return 1
