@@ -26,7 +26,7 @@ def why_not(request: Request) -> str | None:
 
 def compute(triplets: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Count (T, 3) triplets; arguments, results and errors as ``bgs_kernels.counts.reference.triplet_counts``."""
-    shown, together = (torch.empty((rows, rows), dtype=torch.int64) for _ in range(2))
+    shown, together = (torch.empty((rows, rows), dtype=torch.int64, device="cpu") for _ in range(2))
     sound = native.module.triplet_counts(
         native.argument(triplets),
         len(triplets),

@@ -123,9 +123,10 @@ def compute(
             with_gradient,
         )
     sets, rows, columns = embeddings.shape
-    losses = torch.empty(sets, dtype=torch.float32)
-    terms = torch.empty((3, sets), dtype=torch.float32)
-    gradient = torch.empty(embeddings.shape if with_gradient else (0,), dtype=torch.float32)
+    # the default device may be another
+    losses = torch.empty(sets, dtype=torch.float32, device="cpu")
+    terms = torch.empty((3, sets), dtype=torch.float32, device="cpu")
+    gradient = torch.empty(embeddings.shape if with_gradient else (0,), dtype=torch.float32, device="cpu")
     assert native.module is not None
     native.module.hybrid_loss(
         (sets, rows, columns, triplets.shape[1], 0 if target_embeddings is None else target_embeddings.shape[2]),
@@ -209,20 +210,20 @@ class NativeHybridLossFunction(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:TENSORS])
         ctx.settings = inputs[TENSORS:]
+        ctx.dtype = inputs[0].dtype
         return losses, terms
 
     @staticmethod
     def backward(ctx, upstream, *others):  # type: ignore[no-untyped-def]
         if upstream is None or not ctx.needs_input_grad[0]:
             return (None,) * (TENSORS + len(ctx.settings))
-        inputs = ctx.saved_tensors
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
-            _, _, gradient = compute(*inputs, *ctx.settings)
+            _, _, gradient = compute(*ctx.saved_tensors, *ctx.settings)
         if torch.is_grad_enabled():  # a gradient of the gradient is wanted: the operator that refuses one is on record
-            scaled = native_scaled_gradient(upstream, gradient, inputs[0])
+            scaled = native_scaled_gradient(upstream, gradient, ctx.saved_tensors[0])
         else:
-            scaled = gradient.mul_(upstream[:, None, None]).to(inputs[0].dtype)
+            scaled = gradient.mul_(upstream[:, None, None]).to(ctx.dtype)
         return (scaled, *(None,) * (TENSORS - 1 + len(ctx.settings)))
 
 

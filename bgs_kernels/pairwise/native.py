@@ -40,7 +40,7 @@ def native_pairwise_distance(x: torch.Tensor, y: torch.Tensor | None, metric: st
     """Compute the distances (B, N, M) of rows x (B, N, D) to rows y (B, M, D), x itself by default."""
     sets, rows, columns = x.shape
     others = rows if y is None else y.shape[1]
-    distances = torch.empty((sets, rows, others), dtype=torch.float32)
+    distances = torch.empty((sets, rows, others), dtype=torch.float32, device="cpu")
     assert native.module is not None
     native.module.pairwise_distance(
         (sets, rows, others, columns),
@@ -69,8 +69,8 @@ def native_pairwise_distance_backward(
     """Compute the gradients of distances (B, N, M) by x and by y, in their shapes; the latter is empty if y is None."""
     sets, rows, columns = x.shape
     others = rows if y is None else y.shape[1]
-    by_x = torch.empty((sets, rows, columns), dtype=torch.float32)
-    by_y = torch.empty((sets, 0 if y is None else others, columns), dtype=torch.float32)
+    by_x = torch.empty((sets, rows, columns), dtype=torch.float32, device="cpu")
+    by_y = torch.empty((sets, 0 if y is None else others, columns), dtype=torch.float32, device="cpu")
     assert native.module is not None
     native.module.pairwise_distance(
         (sets, rows, others, columns),

@@ -41,7 +41,7 @@ def rsa_correlation(
         return correlations
     return -hybrid.hybrid_loss(
         embeddings,
-        torch.empty((len(embeddings), 0, 3), dtype=torch.int32),
+        torch.empty((len(embeddings), 0, 3), dtype=torch.int32, device=embeddings.device),
         target,
         target_embeddings=target_embeddings,
         mask=mask,

@@ -53,7 +53,7 @@ def compute(
     if weights is not None:
         observed = weights != 0 if mask is None else mask & (weights != 0)
     sets, rows = distances.shape[:2]
-    correlations = torch.empty(sets, dtype=torch.float64)
+    correlations = torch.empty(sets, dtype=torch.float64, device="cpu")
     native.module.rank_correlation(
         native.argument(distances),
         native.argument(target),

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from bgs_kernels import hybrid_loss, native, pairwise_distance, triplet_loss
+from bgs_kernels import (
+    fractional_rank,
+    hybrid_loss,
+    native,
+    pairwise_distance,
+    rsa_correlation,
+    triplet_counts,
+    triplet_loss,
+)
 
 if native.module is None:
     pytest.skip(native.MISSING, allow_module_level=True)
@@ -148,6 +156,32 @@ def test_memory_held_for_later_calls_is_bounded():
     assert 0 < native.module.held_bytes() <= 128 << 20
     native.module.release_held()
     assert native.module.held_bytes() == 0
+
+
+def test_default_device_may_be_another():
+    x, triplets, target = made(20, 8, 30)
+    x.requires_grad_()
+
+    def run():
+        loss = hybrid_loss(x, triplets, target, backend="native")
+        r = [rsa_correlation(x.detach(), target, method=method, backend="native") for method in ("pearson", "spearman")]
+        distances = pairwise_distance(x, backend="native")
+        gradients = [torch.autograd.grad(each, x)[0] for each in (loss, distances.sum())]
+        return loss, *r, distances, *gradients, fractional_rank(x.detach()), *triplet_counts(triplets, 20)
+
+    right = run()
+    with torch.device("meta"):
+        got = run()
+    assert all(map(torch.equal, got, right))
+
+
+def test_inputs_may_change_between_forward_and_backward():
+    x, triplets, target = made(20, 8, 30)
+    x.requires_grad_()
+    right = torch.autograd.grad(hybrid_loss(x, triplets, target, backend="native"), x)[0]
+    loss = hybrid_loss(x, triplets, target, backend="native")
+    target.zero_()
+    assert torch.equal(torch.autograd.grad(loss, x)[0], right)
 
 
 CHECK = """
