@@ -85,6 +85,7 @@ def _native() -> Iterator[tuple[str, str]]:
         return
     for name, value in native.build_info().items():
         yield name, ", ".join(value) or "none" if isinstance(value, list) else str(value)
+    yield "cpu_isa", native.cpu_isa()
 
 
 def _backends() -> Iterator[tuple[str, str]]:

@@ -29,7 +29,10 @@ struct type_caster<bgs::Tensor> {
     if (!isinstance<tuple>(source)) return false;
     const auto parts = reinterpret_borrow<tuple>(source);
     if (parts.size() != 3 || !isinstance<tuple>(parts[2])) return false;
-    value.data = reinterpret_cast<const void*>(parts[0].cast<std::uintptr_t>());
+    // a tensor without elements has no address, but was given all the same
+    static constexpr char kNothing = 0;
+    const auto address = parts[0].cast<std::uintptr_t>();
+    value.data = address == 0 ? &kNothing : reinterpret_cast<const void*>(address);
     value.dtype = static_cast<bgs::DType>(parts[1].cast<std::int32_t>());
     const auto strides = reinterpret_borrow<tuple>(parts[2]);
     if (strides.size() > 3) return false;

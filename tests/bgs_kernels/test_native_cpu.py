@@ -158,6 +158,15 @@ def test_memory_held_for_later_calls_is_bounded():
     assert native.module.held_bytes() == 0
 
 
+def test_sets_without_rows():
+    x = torch.zeros(2, 0, 4, requires_grad=True)
+    for given in ({"target": torch.zeros(2, 0, 0)}, {"target_embeddings": torch.zeros(2, 0, 3)}):
+        terms = hybrid_loss(x, None, backend="native", reduction="none", return_terms=True, **given)
+        assert torch.equal(terms.loss, torch.zeros(2)) and torch.equal(terms.rsa, torch.zeros(2))
+        assert torch.autograd.grad(terms.loss.sum(), x)[0].shape == x.shape
+    assert pairwise_distance(x, backend="native").shape == (2, 0, 0)
+
+
 def test_default_device_may_be_another():
     x, triplets, target = made(20, 8, 30)
     x.requires_grad_()
