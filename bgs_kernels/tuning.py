@@ -77,6 +77,12 @@ def capability(device: torch.device) -> tuple[int, int] | None:
     return found if found in KNOWN else None
 
 
+@functools.cache
+def name(device: torch.device) -> str:
+    """Give the name of a device: all of one name share what a search finds."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def blocks(size: int, of: int) -> int:
     """Count the blocks that cover a size."""
     return -(-size // of)
@@ -106,12 +112,12 @@ def forward_tiles(
         return Tiles(32, 32, power_of_two(columns, 16, 64 if raw else 16), warps=4, stages=2)
     if raw:
         inner = power_of_two(columns, 16, 64)
-        # rows of targets that are not aligned to 16 bytes need an address, and so a register, for every entry
-        if rows > 4096 and rows % 16 == 0 and not heavy and capability == (9, 0):
+        aligned = rows % 16 == 0  # targets whose rows are not take registers for addresses
+        if rows > 4096 and aligned and not heavy and capability == (9, 0):
             return Tiles(128, 128, inner, warps=8, stages=3)
         return Tiles(64, 64, inner, warps=8, stages=3)
     if precision == "ieee":
-        return Tiles(64, 64, 16, warps=8, stages=2)
+        return Tiles(64, 64, 16, warps=8, stages=2 if capability in LARGE else 3)
     if capability not in LARGE:
         return Tiles(32, 32, 16, warps=4, stages=2)
     return Tiles(64, 64, power_of_two(columns, 16, 32), warps=8, stages=2)
@@ -137,16 +143,18 @@ def backward_tiles(
     if raw:
         inner = power_of_two(columns, 16, 64)
         if small:
-            return Tiles(16, 16 if panel else 32, inner, width=width, warps=8, panel=panel)
+            return Tiles(16, 32, min(inner, 32), width=width, warps=8, panel=panel)
         if capability not in LARGE:
             return Tiles(32, 32, inner, width=width, warps=8, panel=panel)
-        return Tiles(64, 32 if heavy else 64, inner, width=width, warps=8, stages=3, panel=panel)
+        if heavy:
+            return Tiles(64, 32, min(inner, 32), width=width, warps=8, stages=3, panel=panel)
+        return Tiles(64, 64, inner, width=width, warps=8, stages=3, panel=panel)
     if precision == "ieee":
         rows_of_tile = 16 if small or heavy or capability not in LARGE else 32
         return Tiles(rows_of_tile, 16, 16, width=width, warps=8, panel=panel)
     if small:
-        return Tiles(16, 32, 16, width=width, warps=8, panel=panel)
-    return Tiles(32, 16, 16, width=width, warps=8, panel=panel)
+        return Tiles(16, 32, 16, width=width, warps=8, stages=2 if capability == (9, 0) else 1, panel=panel)
+    return Tiles(32, 16, 16, width=width, warps=8, stages=2 if capability in LARGE else 1, panel=panel)
 
 
 FORWARD_CANDIDATES = tuple(

@@ -261,7 +261,8 @@ def all_raw(given: Inputs, settings: Settings) -> bool:
 def tuning_key(direction: str, given: Inputs, settings: Settings, heavy: bool) -> tuple[object, ...]:
     """Say what the choice of tiles depends on."""
     of_rows = None if given.target_rows is None else given.target_rows.dtype
-    words = (given.x.device, given.x.dtype, of_rows, precision(), settings.metric, given.kind, heavy)
+    metrics = (settings.metric, settings.target_metric)
+    words = (tuning.name(given.x.device), given.x.dtype, of_rows, precision(), *metrics, given.kind, heavy)
     return (direction, *words, *tuning.size_class(*given.x.shape))
 
 

@@ -106,11 +106,19 @@ def pairwise_distance_forward(
             heavy=True,
             capability=tuning.capability(x.device),
         )
-        pairwise_fwd_kernel[(tuning.blocks(rows, tiles.rows) * tuning.blocks(count, tiles.rows), sets)](
-            x, x_stats, others, x_stats if y is None else y_stats, origin, distances, rows, count, columns, *strides,
-            METRIC=metric, RAW=raw, PRECISION=precision(), BM=tiles.rows, BK=tiles.inner,
-            num_warps=tiles.warps, num_stages=tiles.stages, **FUSION,
-        )  # fmt: skip
+
+        def run(tiles: tuning.Tiles) -> None:
+            pairwise_fwd_kernel[(tuning.blocks(rows, tiles.rows) * tuning.blocks(count, tiles.rows), sets)](
+                x, x_stats, others, x_stats if y is None else y_stats, origin, distances,
+                rows, count, columns, *strides,
+                METRIC=metric, RAW=raw, PRECISION=precision(), BM=tiles.rows, BK=tiles.inner,
+                num_warps=tiles.warps, num_stages=tiles.stages, **FUSION,
+            )  # fmt: skip
+
+        # every run writes all distances
+        sizes = tuning.size_class(sets, rows, count, columns)
+        key = ("pairwise", tuning.name(x.device), x.dtype, precision(), metric, *sizes)
+        run(tuning.autotuned(key, tiles, tuning.FORWARD_CANDIDATES, run))
         return distances, x_stats, y_stats, origin
 
 

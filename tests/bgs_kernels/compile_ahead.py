@@ -1,10 +1,14 @@
-"""Compiles the Triton kernels for a GPU that need not be there, in the variants and with the tiles that launches
-choose, and prints what each takes of the chip as a line of JSON: ``python compile_ahead.py 90``. A script of its own
+"""Compiles the Triton kernels for a GPU that need not be there and prints what each takes of the chip as a line of
+JSON: ``python compile_ahead.py 90``, or in more combinations ``python compile_ahead.py 90 --all``. A script of its own
 because kernels that are compiled must not have been imported under TRITON_INTERPRET.
+
+What is compiled is what the launches ask for: they run on tensors that nothing reads, with the kernels replaced by
+recorders, so that pointers, strides, alignments and tiles are those of a real call.
 """
 
 import functools
 import glob
+import itertools
 import json
 import os
 import re
@@ -12,96 +16,273 @@ import subprocess
 import sys
 import tempfile
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bgs_kernels import tuning
-from bgs_kernels.hybrid_loss import kernels as hybrid
-from bgs_kernels.pairwise import kernels as pairwise
-from bgs_kernels.triplet import kernels as triplet
+from bgs_kernels.hybrid_loss import launch
+from bgs_kernels.pairwise import fused as pairwise
 
-POINTERS = {
-    "p_mask": "*u8",
-    "p_triplets": "*i64",
-    "p_lengths": "*i64",
-    "p_tickets": "*i32",
-    "p_places": "*i32",
-    "p_starts": "*i32",
-    "p_pair_sums": "*i64",
-    "p_weight_sums": "*fp64",
+TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.uint8: "u8",
 }
-ROWS = ("p_x", "p_y", "p_gradient")
-NUMBERS = ("alpha", "beta", "temperature", "margin")
-SIZES = ("N", "M", "D", "E", "T", "n_tiles", "n_triplet_blocks", "n_weight_sums", "n_sets", "band")
-PLACES = ("tile_first", "tile_last", "tile_step", "row_first", "row_last")
-ONES = re.compile(r"stride_(x|y)_d|stride_(h|m|v|up)_j|stride_(t|q)_c|stride_w_t|stride_d_j")
+MATMUL = {"ieee": "highest", "tf32x3": "high", "tf32": "medium"}
+"""The settings of torch by the precisions of Triton that they ask for."""
 
-WORDS = {
-    "METRIC": "cosine",
-    "TARGET_METRIC": "cosine",
-    "TARGET": "dense",
-    "RSA": "pearson",
-    "FORM": "softmax",
-    "RAW": False,
-    "RAW_TARGET": False,
-    "SYMMETRIC": False,
-    "HAS_LENGTHS": False,
-    "HAS_MASK": False,
-    "HAS_WEIGHTS": False,
-    "HAS_TRIPLETS": True,
-    "HAS_TRIPLET_WEIGHTS": False,
-    "HAS_TRIPLET_TARGETS": False,
-    "HAS_BETA": True,
-    "WITH_GRADIENT": True,
-    "PAIR_SUMS": False,
-    "ADD": False,
-    "FINISH": True,
-    "PRECISION": "ieee",
-    "BT": 16,
-    "BC": 256,
+DEFAULT_STAGES = 3
+"""Triton's own, where a launch does not say."""
+
+SETTINGS = {
+    "alpha": 1.0,
+    "beta": 1.0,
+    "form": "softmax",
+    "temperature": 0.5,
+    "margin": 0.2,
+    "metric": "cosine",
+    "target_metric": "cosine",
+    "rsa": "pearson",
 }
-HEAVY = {"HAS_MASK": True, "HAS_WEIGHTS": True, "HAS_LENGTHS": True}
-EVERYTHING = HEAVY | {"HAS_TRIPLET_WEIGHTS": True, "HAS_TRIPLET_TARGETS": True, "PAIR_SUMS": True, "FORM": "softmax"}
 
 
-def type_of(name: str, rows: str) -> str:
-    """Say what a launch passes under a name; a name that is not known here is an error."""
-    if name in ROWS:
-        return f"*{rows}"
-    if name == "p_panels":
-        return "*bf16" if rows == "bf16" else "*fp32"
-    if name.startswith("p_"):
-        return POINTERS.get(name, "*fp32")
-    if name in NUMBERS:
-        return "fp32"
-    if name in SIZES or name in PLACES or name.startswith("stride_"):
-        return "i32"
-    raise KeyError(f"{name}: not known to {__file__}")
+class Recorder:
+    """Stands for a kernel in a module that launches it, and keeps its calls."""
+
+    def __init__(self, kernel, calls):
+        self.kernel, self.calls = kernel, calls
+
+    def __getitem__(self, grid):
+        return self.record
+
+    def record(self, *arguments, num_warps, enable_fp_fusion, num_stages=DEFAULT_STAGES, **words):
+        signature, constants, hints = {}, dict(words), {}
+        given = dict(zip(self.kernel.arg_names, arguments, strict=False)) | words
+        assert list(given) == self.kernel.arg_names[: len(arguments)] + list(words)
+        assert sorted(given) == sorted(self.kernel.arg_names), self.kernel.__name__
+        for place, name in enumerate(self.kernel.arg_names):
+            value = given[name]
+            if isinstance(value, torch.Tensor):
+                signature[name], even = f"*{TYPES[value.dtype]}", value.data_ptr() % 16 == 0
+            elif name in words or (isinstance(value, int) and value == 1):
+                signature[name], constants[name], even = "constexpr", value, False
+            elif isinstance(value, float):
+                signature[name], even = "fp32", False
+            else:
+                signature[name], even = "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+            if even:
+                hints[(place,)] = [["tt.divisibility", 16]]
+        options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": enable_fp_fusion}
+        self.calls.append((self.kernel, signature, constants, hints, options))
 
 
-def compiled(
-    kernel: triton.JITFunction, rows: str, words: dict, warps: int, stages: int, target: int, even: bool | None
+def recorded(call):
+    """Run a call with every kernel of the modules that launch them replaced, and give what was asked of the kernels."""
+    calls = []
+    kernels = [
+        (module, name, kernel)
+        for module in (launch, pairwise)
+        for name, kernel in vars(module).items()
+        if isinstance(kernel, triton.JITFunction)
+    ]
+    for module, name, kernel in kernels:
+        setattr(module, name, Recorder(kernel, calls))
+    try:
+        call()
+    finally:
+        for module, name, kernel in kernels:
+            setattr(module, name, kernel)
+    return calls
+
+
+def loss(
+    rows,
+    columns,
+    *,
+    dtype=torch.float32,
+    triplets=8,
+    target="dense",
+    target_dtype=torch.float32,
+    target_columns=None,
+    mask=False,
+    weights=False,
+    triplet_weights=False,
+    triplet_targets=False,
+    triplet_dtype=torch.int64,
+    lengths=False,
+    pair_sums=None,
+    contiguous=True,
+    with_gradient=True,
+    shard=None,
+    **settings,
 ):
-    """Compile a kernel as a launch with contiguous rows would (even), with strides of any number (not even), or with
-    a single row, column and triplet (None)."""
-    names = kernel.arg_names
-    constants = {name: words[name] for name in names if name.isupper() and name not in SIZES}
-    if even:
-        constants |= {name: 1 for name in names if ONES.fullmatch(name)}
-    if even is None:  # a launch makes every 1 a constant
-        constants |= {name: 1 for name in names if name in SIZES or name.startswith("stride_")}
-    signature, hints = {}, {}
-    for place, name in enumerate(names):
-        if name in constants:
-            signature[name] = "constexpr"
-            continue
-        signature[name] = type_of(name, rows)
-        if name.startswith("p_") or (even and (name.startswith("stride_") or name in ("D", "E", "N", "M"))):
-            hints[(place,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()}, hints)
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    """Run forward and backward of the hybrid loss of one set."""
+
+    def empty(*shape, dtype=torch.float32):
+        if contiguous:
+            return torch.empty(shape, dtype=dtype)
+        return torch.empty((*shape[:-1], 3 * shape[-1] + 1), dtype=dtype)[..., : 3 * shape[-1] : 3]
+
+    given = launch.Inputs(
+        x=empty(1, rows, columns, dtype=dtype),
+        triplets=torch.zeros((1, triplets, 3), dtype=triplet_dtype),
+        target=empty(1, rows, rows, dtype=target_dtype) if target == "dense" else None,
+        target_rows=empty(1, rows, target_columns or columns, dtype=target_dtype) if target == "rows" else None,
+        mask=empty(1, rows, rows, dtype=torch.bool) if mask else None,
+        weights=empty(1, rows, rows) if weights else None,
+        triplet_weights=empty(1, triplets) if triplet_weights else None,
+        triplet_targets=empty(1, triplets, 3) if triplet_targets else None,
+        lengths=torch.empty(1, dtype=torch.int64) if lengths else None,
+    )
+    settings = launch.Settings(**(SETTINGS | settings))
+    if pair_sums is None:
+        pair_sums = launch.takes_pair_sums(rows, triplets)
+    _, _, buffer, by_distance, moments, sums = launch.launch_forward(
+        given, settings, with_gradient=with_gradient, pair_sums=pair_sums, shard=shard
+    )
+    if shard is not None:
+        launch.launch_finish(moments, sums, buffer, given, settings, pair_sums=pair_sums)
+    if with_gradient:
+        launch.launch_backward(torch.empty(1), given, settings, buffer, by_distance, shard=shard)
+
+
+def distances(rows, others, columns, *, dtype=torch.float32, metric="cosine"):
+    """Run forward and backward of the distances of one set, to itself where there are no others."""
+    x = torch.empty((1, rows, columns), dtype=dtype)
+    y = None if others is None else torch.empty((1, others, columns), dtype=dtype)
+    made, x_stats, y_stats, origin = pairwise.pairwise_distance_forward(x, y, metric)
+    upstream = torch.empty_like(made)
+    if y is None:
+        pairwise.pairwise_distance_backward(upstream, made, x, x_stats, x, x_stats, origin, metric, True)
+    else:
+        pairwise.pairwise_distance_backward(upstream, made, x, x_stats, y, y_stats, origin, metric, False)
+
+
+OBSERVED = {"mask": True, "weights": True, "lengths": True}
+"""What makes a tile hold the most."""
+
+PRODUCTS = ((torch.bfloat16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32x3"))
+OTHER_PRODUCTS = ((torch.float16, "ieee"), (torch.float32, "tf32"))
+"""Those that use the same tiles."""
+
+TILED = (
+    "hybrid_fwd_kernel",
+    "pairs_bwd_kernel",
+    "pairs_bwd_panels_kernel",
+    "pairwise_fwd_kernel",
+    "pairwise_bwd_kernel",
+)
+"""The kernels whose tiles the defaults choose."""
+
+METRICS = ("cosine", "correlation", "euclidean", "sqeuclidean", "dot")
+
+
+def calls_for_tiles(products, shapes):
+    """Give (precision, call) so that every tile that the defaults know is asked for with the most that it may hold.
+    Odd numbers of rows, whose matrices are aligned least."""
+    partial = functools.partial
+    for dtype, precision in products:
+        of_rows = {"target": "rows", "target_dtype": dtype}
+        for rows, columns in ((251, 128), (1_001, 768), (10_001, 1_024), (10_001, 128)):
+            pair_sums = rows < 1_000
+            yield precision, partial(loss, rows, columns, dtype=dtype, pair_sums=pair_sums, **of_rows, **OBSERVED)
+            if rows > 10_000:
+                yield precision, partial(loss, rows, columns, dtype=dtype)
+                yield precision, partial(loss, 16_384, columns, dtype=dtype)
+        for rows in (251, 10_001):
+            yield precision, partial(distances, rows, None, 768, dtype=dtype)
+    for dtype, metric, of_target in (
+        (torch.bfloat16, "cosine", (torch.float32, "cosine")),
+        (torch.bfloat16, "cosine", (torch.bfloat16, "correlation")),
+        (torch.float16, "correlation", (torch.float16, "cosine")),
+    ):  # of rows and target rows only one kind is multiplied as it is
+        of_rows = {
+            "target": "rows",
+            "target_dtype": of_target[0],
+            "target_metric": of_target[1],
+            "with_gradient": False,
+        }
+        for rows, columns in shapes:
+            yield "ieee", partial(loss, rows, columns, dtype=dtype, metric=metric, **of_rows, **OBSERVED)
+
+
+def calls_for_words():
+    """Give (precision, call) so that every value of every word of the kernels occurs."""
+    partial = functools.partial
+    for metric in METRICS:
+        words = {"metric": metric, "target_metric": metric}
+        yield "ieee", partial(loss, 251, 768, target="rows", **words)
+        yield "ieee", partial(loss, 251, 128, target="dense", triplet_dtype=torch.int32, **words)
+        yield "ieee", partial(distances, 251, 251, 768, metric=metric)
+    triplets = {"triplet_weights": True, "triplet_targets": True}
+    for columns in (128, 768):
+        wide = partial(loss, 251, columns)
+        yield "ieee", partial(wide, target="none", pair_sums=True, triplets=10_000, **triplets)
+        yield "ieee", partial(wide, pair_sums=True, rsa="cosine", form="margin", **OBSERVED)
+    narrow = partial(loss, 251, 128)
+    shard = launch.Shard(0, 2, 0, 125)
+    yield "ieee", partial(narrow, target="none", **triplets)
+    yield "ieee", partial(narrow, triplets=0)
+    yield "ieee", partial(narrow, **OBSERVED)
+    yield "ieee", partial(narrow, with_gradient=False, beta=0.0)
+    yield "ieee", partial(narrow, pair_sums=True, shard=shard, **triplets)
+    for metric, kind in zip(METRICS, ("rows", "dense", "none", "rows", "rows"), strict=True):
+        words = {"metric": metric, "target_metric": metric, "target": kind, "shard": shard}
+        yield "ieee", partial(narrow, rsa="cosine", form="margin", with_gradient=False, **words)
+    yield "ieee", partial(narrow, beta=0.0, with_gradient=False, shard=shard)
+    yield "ieee", partial(loss, 251, 4_096, dtype=torch.bfloat16)  # the widest row of the triplets' gradient
+
+
+def calls_of_odd_shapes():
+    """Give (precision, call) that must build but may spill: strides of any number, widths that are no multiple of 16,
+    and a single row and column, whose sizes and strides a launch makes constants."""
+    partial = functools.partial
+    for dtype, columns in ((torch.float32, 66), (torch.bfloat16, 769)):
+        yield "ieee", partial(loss, 251, columns, dtype=dtype, contiguous=False, mask=True, weights=True)
+    for dtype, metric in ((torch.float32, "cosine"), (torch.bfloat16, "dot")):
+        words = {"metric": metric, "target_metric": metric, "triplets": 1, "dtype": dtype}
+        yield "ieee", partial(loss, 1, 1, **words)
+        yield "ieee", partial(loss, 1, 1, target="rows", target_dtype=dtype, pair_sums=True, **words)
+        yield "ieee", partial(distances, 1, None, 1, dtype=dtype, metric=metric)
+
+
+def defaults(capability):
+    """Give what the defaults choose, over all kinds of products and sizes; narrow rows get narrower tiles of them."""
+    chosen = set()
+    for raw, precision, heavy in ((True, "ieee", True), (True, "ieee", False)) + tuple(
+        (False, precision, heavy) for precision in MATMUL for heavy in (True, False)
+    ):
+        kind = {"raw": raw, "precision": precision, "heavy": heavy, "capability": capability}
+        for power, columns in itertools.product(range(4, 18), (128, 256, 384, 768, 4_096)):
+            for rows in (2**power, 2**power + 1):
+                for name in ("forward_tiles", "backward_tiles"):
+                    chosen.add((name, raw, getattr(tuning, name)(rows, columns, **kind)))
+    return chosen
+
+
+def chosen_by(function, choices):
+    """Note what a function of the defaults chooses."""
+
+    @functools.wraps(function)
+    def choose(*sizes, raw, **kind):
+        tiles = function(*sizes, raw=raw, **kind)
+        choices.add((function.__name__, raw, tiles))
+        return tiles
+
+    return choose
+
+
+def compiled(kernel, signature, constants, hints, options, target):
+    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    return triton.compile(
+        ASTSource(kernel, signature, places, hints), target=GPUTarget("cuda", target, 32), options=options
+    )
 
 
 @functools.cache
@@ -110,128 +291,52 @@ def cuobjdump() -> str:
 
 
 def resources(kernel) -> dict[str, int]:
-    """Read registers and stack (bytes a thread; spills are there) out of the machine code."""
+    """Read registers, and stack and local memory (bytes a thread; spills are there), out of the machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         told = subprocess.run([cuobjdump(), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", told).groups()
-    return {"registers": int(registers), "stack": int(stack), "shared": kernel.metadata.shared}
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", told)
+    registers, stack, local = map(int, found.groups())
+    return {"registers": registers, "stack": stack, "local": local, "shared": kernel.metadata.shared}
 
 
-def variants(target: int):
-    """Give (kernel, dtype of rows, words, warps, stages, even) of every variant."""
+def main(target: int, everything: bool) -> None:
     capability = divmod(target, 10)
+    expected, choices = defaults(capability), set()
+    tuning.capability = lambda device: capability
+    for name in ("forward_tiles", "backward_tiles"):
+        setattr(tuning, name, chosen_by(getattr(tuning, name), choices))
+    shapes = ((251, 128), (10_001, 1_024)) if everything else ((10_001, 1_024),)
+    plan = [(True, TILED, *each) for each in calls_for_tiles(PRODUCTS + OTHER_PRODUCTS * everything, shapes)]
+    if target == 90 or everything:  # what follows differs in arithmetic, not in what a generation of GPUs can hold
+        plan += [(True, (), *each) for each in calls_for_words()]
+        plan += [(False, (), *each) for each in calls_of_odd_shapes()]
     seen = set()
-
-    def once(kernel, rows, words, tiles, even=True):
-        words = WORDS | words | {"RAW": rows != "fp32" and words.get("METRIC", "cosine") in ("cosine", "dot")}
-        words["RAW_TARGET"] = words["RAW"] and words["TARGET"] == "rows"
-        key = (kernel.__name__, rows, tiles, even, *sorted(words.items()))
-        if key not in seen:
+    for is_even, names, precision, call in plan:
+        torch.set_float32_matmul_precision(MATMUL[precision])
+        for kernel, signature, constants, hints, options in recorded(call):
+            key = json.dumps([kernel.__name__, signature, constants, sorted(hints), options])
+            if key in seen or (names and kernel.__name__ not in names):
+                continue
             seen.add(key)
-            yield kernel, rows, words, tiles.warps, tiles.stages, even
-
-    for rows, precision in (
-        ("bf16", "ieee"),
-        ("fp16", "ieee"),
-        ("fp32", "ieee"),
-        ("fp32", "tf32x3"),
-        ("fp32", "tf32"),
-    ):
-        raw = rows != "fp32"
-        for count, columns in ((250, 128), (1_000, 768), (16_384, 1_024), (16_384, 128)):
-            for extra in ({}, HEAVY, {"TARGET": "rows"}):
-                if (rows == "fp16" or precision == "tf32") and (extra or count != 16_384):
-                    continue  # lighter than bfloat16 and tf32x3
-                kind = {"raw": raw, "precision": precision, "heavy": bool(extra), "capability": capability}
-                tiles = tuning.forward_tiles(count, columns, **kind)
-                words = extra | {"PRECISION": precision, "PAIR_SUMS": count == 250}
-                sizes = {"BM": tiles.rows, "BK": tiles.inner, "BD": 64}
-                yield from once(hybrid.hybrid_fwd_kernel, rows, words | sizes, tiles)
-                tiles = tuning.backward_tiles(count, columns, **kind)
-                sizes = {"BM": tiles.rows, "BN": tiles.others, "BK": tiles.inner, "BD": tiles.width}
-                words["ADD"] = count != 250
-                if tiles.panel:
-                    sizes["PANEL"] = tiles.panel
-                    yield from once(hybrid.pairs_bwd_panels_kernel, rows, words | sizes, tiles)
-                else:
-                    yield from once(hybrid.pairs_bwd_kernel, rows, words | sizes, tiles)
-        tiles = tuning.forward_tiles(16_384, 1_024, raw=raw, precision=precision, heavy=True, capability=capability)
-        sizes = {"BM": tiles.rows, "BK": tiles.inner, "PRECISION": precision}
-        yield from once(pairwise.pairwise_fwd_kernel, rows, sizes, tiles)
-        tiles = tuning.backward_tiles(
-            16_384, 1_024, raw=raw, precision=precision, heavy=True, capability=capability, panels=False
-        )
-        sizes = {"BM": tiles.rows, "BN": tiles.others, "BD": tiles.width, "PRECISION": precision, "SYMMETRIC": True}
-        yield from once(pairwise.pairwise_bwd_kernel, rows, sizes, tiles)
-
-    if target != 90:
-        return  # what follows differs in arithmetic, not in what a generation of GPUs can hold
-    tiles = tuning.forward_tiles(250, 128, raw=False, precision="ieee", heavy=True, capability=capability)
-    back = tuning.backward_tiles(250, 128, raw=False, precision="ieee", heavy=True, capability=capability)
-    forward = {"BM": tiles.rows, "BK": tiles.inner, "BD": 64}
-    backward = {"BM": back.rows, "BN": back.others, "BK": back.inner, "BD": back.width}
-    plain = tuning.Tiles(16, 16, 256, warps=4)
-    for metric in ("correlation", "euclidean", "sqeuclidean", "dot"):
-        words = {"METRIC": metric, "TARGET_METRIC": metric, "TARGET": "rows"}
-        yield from once(hybrid.hybrid_fwd_kernel, "fp32", words | forward, tiles)
-        yield from once(hybrid.pairs_bwd_kernel, "fp32", words | backward, back)
-        yield from once(hybrid.hybrid_rows_kernel, "fp32", words | {"BM": 16, "BK": 256}, plain)
-        yield from once(triplet.triplet_bwd_kernel, "fp32", words | {"BE": 4, "BD": 1024}, plain)
-        yield from once(pairwise.pairwise_rows_kernel, "fp32", words | {"BM": 16, "BK": 256}, plain)
-    for words in (
-        EVERYTHING,
-        EVERYTHING | {"FORM": "margin", "HAS_TRIPLET_TARGETS": False, "RSA": "cosine"},
-        {"TARGET": "none"},
-        {"TARGET": "none", "PAIR_SUMS": True},
-        {"HAS_TRIPLETS": False, "WITH_GRADIENT": False},
-        {"FINISH": False, "HAS_BETA": False},
-    ):
-        yield from once(hybrid.hybrid_fwd_kernel, "fp32", words | forward, tiles)
-        yield from once(hybrid.hybrid_finish_kernel, "fp32", words, plain)
-    yield from once(hybrid.pairs_bwd_kernel, "fp32", {"TARGET": "none", "PAIR_SUMS": True} | backward, back)
-    yield from once(hybrid.hybrid_rows_kernel, "bf16", EVERYTHING | {"BM": 16, "BK": 256}, plain)
-    yield from once(triplet.triplet_bwd_kernel, "bf16", {"BE": 1, "BD": 4096}, plain)
-    yield from once(triplet.triplet_bwd_kernel, "bf16", {"BE": 32, "BD": 128, "HAS_LENGTHS": True}, plain)
-    for words, sizes, cut, kernel in (
-        (EVERYTHING, forward, tiles, hybrid.hybrid_fwd_kernel),
-        (EVERYTHING, backward, back, hybrid.pairs_bwd_kernel),
-    ):
-        yield from once(kernel, "fp32", words | sizes, cut, even=False)
-        for metric in ("cosine", "dot"):
-            for target_kind in ("dense", "rows"):
-                one = {"METRIC": metric, "TARGET": target_kind, "TARGET_METRIC": metric}
-                yield from once(kernel, "fp32", words | sizes | one, cut, even=None)
-    for kernel, sizes in (
-        (hybrid.hybrid_rows_kernel, {"BM": 16, "BK": 256}),
-        (hybrid.hybrid_finish_kernel, {}),
-        (hybrid.pairs_bwd_panels_kernel, backward | {"PANEL": 1024}),
-        (triplet.triplet_bwd_kernel, {"BE": 4, "BD": 1024}),
-        (pairwise.pairwise_rows_kernel, {"BM": 16, "BK": 256}),
-        (pairwise.pairwise_fwd_kernel, forward),
-        (pairwise.pairwise_bwd_kernel, backward | {"SYMMETRIC": True}),
-    ):
-        yield from once(kernel, "bf16", EVERYTHING | sizes, plain, even=None)
-
-
-def main(target: int) -> None:
-    for kernel, rows, words, warps, stages, even in variants(target):
-        built = compiled(kernel, rows, words, warps, stages, target, even)
-        ptx = built.asm["ptx"]
-        line = {
-            "kernel": kernel.__name__,
-            "rows": rows,
-            "words": {name: value for name, value in words.items() if value != WORDS.get(name)},
-            "warps": warps,
-            "stages": stages,
-            "even": even,
-            **resources(built),
-            "wgmma": "wgmma.mma_async" in ptx,
-            "float_atomics": bool(re.search(r"(atom|red)\.[\w.]*\.(f16|bf16|f32|f64)", ptx)),
-        }
-        print(json.dumps(line), flush=True)
+            built = compiled(kernel, signature, constants, hints, options, target)
+            ptx = built.asm["ptx"]
+            line = {
+                "kernel": kernel.__name__,
+                "rows": signature.get("p_x", "*fp32").removeprefix("*"),
+                "words": {name: value for name, value in constants.items() if not name.startswith("stride_")},
+                "warps": options["num_warps"],
+                "stages": options["num_stages"],
+                "even": is_even,
+                **resources(built),
+                "wgmma": "wgmma.mma_async" in ptx,
+                "float_atomics": bool(re.search(r"\b(atom|red)\.[\w.:]*\.(f16|bf16|f32|f64)", ptx)),
+            }
+            print(json.dumps(line), flush=True)
+    if expected - choices:
+        raise AssertionError(f"tiles that no call asked for: {sorted(expected - choices, key=str)}")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), "--all" in sys.argv)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bgs_kernels import tuning
+from bgs_kernels import hybrid_loss, pairwise_distance, tuning
 from bgs_kernels.tuning import Tiles
 
 SLOW, FAST, BROKEN = (Tiles(rows, rows, 16) for rows in (16, 32, 64))
@@ -74,3 +74,36 @@ def test_wide_rows_get_panels(monkeypatch):
 @pytest.mark.parametrize(("size", "power"), [(1, 16), (16, 16), (17, 32), (64, 64), (200, 128)])
 def test_power_of_two(size, power):
     assert tuning.power_of_two(size, 16, 128) == power
+
+
+@pytest.mark.parametrize("choice", [0, 3])
+def test_search_changes_no_result(choice, monkeypatch, random_triplets):
+    pytest.importorskip("triton")
+    keys = []
+
+    def autotuned(key, default, others, run):
+        keys.append(key)
+        for tiles in others[:2]:
+            run(tiles)
+        return others[choice]
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.randn(70, 20, device=device, requires_grad=True)
+    triplets, target = random_triplets(30, rows=70).to(device), torch.rand(70, 70, device=device)
+
+    def results():
+        loss = hybrid_loss(x, triplets, target, backend="triton")
+        return loss, *torch.autograd.grad(loss, x), pairwise_distance(x, backend="triton")
+
+    expected = results()
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "autotuned", autotuned)
+        found = results()
+    assert [key[0] for key in keys] == ["forward", "backward", "pairwise"]
+    assert all(tuning.name(x.device) in key and x.dtype in key for key in keys)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_sizes_share_a_class_up_to_a_power_of_two():
+    assert tuning.size_class(513, 64) == tuning.size_class(1_000, 100) != tuning.size_class(1_024, 100)
