@@ -255,16 +255,21 @@ class Preprocess:
             published = published.with_size(size)
         return published if frames is None else replace(published, frames=frames)
 
-    def with_size(self, size: int) -> Preprocess:
-        """The same preprocessing for a square input of another size; the resize before the crop scales along."""
+    def with_size(self, size: int | tuple[int, int]) -> Preprocess:
+        """The same preprocessing for an input of another size; the resize before the crop scales along.
+
+        Args:
+            size: pixels per side, or (height, width).
+        """
+        height, width = (size, size) if isinstance(size, int) else size
         scaled = self.resize_to
         if isinstance(scaled, tuple):
-            scaled = (scaled[0] * size // self.height, scaled[1] * size // self.width)
-        elif scaled == vjepa2_resize(self.height):
-            scaled = vjepa2_resize(size)  # from the rule, as 292 of 256 is already rounded
+            scaled = (scaled[0] * height // self.height, scaled[1] * width // self.width)
+        elif scaled == vjepa2_resize(max(self.height, self.width)):
+            scaled = vjepa2_resize(max(height, width))  # from the rule, as 292 of 256 is already rounded
         elif scaled is not None:
-            scaled = scaled * size // min(self.height, self.width)
-        return replace(self, height=size, width=size, resize_to=scaled)
+            scaled = max(scaled * height // self.height, scaled * width // self.width)
+        return replace(self, height=height, width=width, resize_to=scaled)
 
     @classmethod
     def from_pretrained_config(

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as _transformers_logging
+
+from bgs.data.processor_config import PROCESSOR_FILES
 
 TINY = "tiny"
 # transformers' logging functions carry no types.
@@ -154,6 +157,20 @@ def load_encoder(
     if checkpoint.kind == "hub" and commit:
         checkpoint = replace(checkpoint, revision=commit)
     return model.eval(), checkpoint
+
+
+def processor_folder(checkpoint: Checkpoint) -> Path:
+    """Find the folder with a checkpoint's processor files; a hub checkpoint's are fetched, or taken from the cache.
+
+    Raises:
+        OSError: the hub cannot be reached and they are not in its cache.
+    """
+    if checkpoint.kind != "hub":
+        return Path(checkpoint.reference)
+    with quiet_transformers():
+        return Path(
+            snapshot_download(checkpoint.reference, revision=checkpoint.revision, allow_patterns=list(PROCESSOR_FILES))
+        )
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

@@ -1,12 +1,14 @@
-"""V-JEPA 2: the mean of the encoder's tokens; the predictor is dropped after loading and never runs."""
+"""V-JEPA 2: the mean of the encoder's tokens, at any size; the predictor is dropped after loading and never runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, VJEPA2Config, VJEPA2Model
+from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2RopeAttention
 
 from bgs.models.video import (
     TINY_FRAMES,
@@ -18,6 +20,24 @@ from bgs.models.video import (
     TINY_WIDTH,
     VideoBackbone,
 )
+
+
+class GridRopeAttention(VJEPA2RopeAttention):
+    """V-JEPA 2's attention with the positions of the frames it is given; transformers' are those of `crop_size`.
+
+    An encoder's attention becomes one by assigning its class; its weights and their names stay as they are.
+
+    Attributes:
+        grid: patches in a frame, (height, width).
+    """
+
+    grid: tuple[int, int]
+
+    def get_position_ids(self, x: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Number frame, row and column of each token (B, N, C), or of the tokens (B, K) that `masks` names."""
+        height, width = self.grid
+        ids = torch.arange(x.shape[1], device=x.device) if masks is None else masks[:, None]
+        return ids // (height * width), ids // width % height, ids % width
 
 
 class VJEPA2Backbone(VideoBackbone):
@@ -65,8 +85,26 @@ class VJEPA2Backbone(VideoBackbone):
         if frames < tubelet or frames % tubelet:
             raise ValueError(f"frames: {cls.name} takes a multiple of its tubelet size {tubelet}, got {frames}")
         del encoder.predictor
+        side = encoder.config.crop_size // encoder.config.patch_size
+        attentions: list[Any] = [module for module in encoder.modules() if isinstance(module, VJEPA2RopeAttention)]
+        for attention in attentions:
+            attention.__class__ = GridRopeAttention
+            attention.grid = (side, side)
 
-    def pool(self, pixels: Tensor) -> Tensor:
+    def set_size(self, size: int | Sequence[int]) -> None:
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        patch = self.model.config.patch_size
+        if len(sides) != 2 or any(side < patch or side % patch for side in sides):
+            raise ValueError(
+                f"size: {self.name} takes (height, width) in multiples of its patch size {patch}, got {size!r}"
+            )
+        self.preprocess = self.preprocess.with_size(sides)
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        patch = self.model.config.patch_size
+        layers: Any = self.stack
+        for layer in layers:
+            layer.attention.grid = (pixels.shape[-2] // patch, pixels.shape[-1] // patch)
         # The encoder alone: the whole model would also gather a masked copy of every token.
-        tokens: Tensor = self.model.encoder(pixel_values_videos=pixels).last_hidden_state
-        return tokens.mean(1)
+        found: Tensor = self.model.encoder(pixel_values_videos=pixels).last_hidden_state
+        return found
