@@ -51,8 +51,9 @@ class Preprocess:
         interpolation: filter of the resize.
         antialias: whether the filter widens when scaling down (PIL's always does).
         resampler: whose arithmetic resizes. "pil" is Pillow's and what the image processors of transformers define;
-            "torch" is torch's 8-bit kernel, what torchvision and so the video processors run. They differ by one
-            grey level on up to one pixel in a hundred (two at most), which is more than 1e-5 after normalising.
+            "torch" is torch's 8-bit kernel, what torchvision and so the video processors run (with AVX2 or AVX-512;
+            on other processors torchvision rounds otherwise, torch itself does not). They differ by one grey level on
+            up to one pixel in a hundred (two at most), which is more than 1e-5 after normalising.
         rescale: factor from stored 0..255 to the range that `mean` and `std` are in.
         sampling: "uniform" takes the centres of `frames` equal parts of the clip's duration, "fps" takes `fps` frames
             a second about the clip's centre; moments outside the clip show its first or last frame.
