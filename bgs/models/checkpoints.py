@@ -153,9 +153,9 @@ def load_encoder(
     faults = [f"{label}: {', '.join(names)}" for label, names in groups if names]
     if faults:
         raise ValueError(f"{checkpoint.reference}: weights do not fit backbone {backbone!r}; " + "; ".join(faults))
-    commit = getattr(model.config, "_commit_hash", None)
-    if checkpoint.kind == "hub" and commit:
-        checkpoint = replace(checkpoint, revision=commit)
+    if checkpoint.kind == "hub":
+        # A snapshot's folder bears the name of its commit; transformers does not pass that on.
+        checkpoint = replace(checkpoint, revision=processor_folder(checkpoint).name)
     return model.eval(), checkpoint
 
 
