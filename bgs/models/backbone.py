@@ -108,9 +108,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def embed_layers(self, batch: Any, layers: Layers = "all", pooling: Pooling = "mean") -> Tensor:
-        """Embed a batch of stimuli by what each layer of the encoder makes of them, in one forward pass.
+        """Embed a batch of stimuli by what each layer makes of them, in one forward pass without gradients.
 
-        These are the hidden states as they go from layer to layer: without the encoder's final norm or projection.
+        These are the hidden states as they go from layer to layer: without the encoder's final norm or projection. They
+        are pooled as they appear, so that no more is kept of them than that.
 
         Args:
             batch: as for `embed`.

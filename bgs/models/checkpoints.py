@@ -10,13 +10,14 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as _transformers_logging
@@ -154,23 +155,27 @@ def load_encoder(
     if faults:
         raise ValueError(f"{checkpoint.reference}: weights do not fit backbone {backbone!r}; " + "; ".join(faults))
     if checkpoint.kind == "hub":
-        # A snapshot's folder bears the name of its commit; transformers does not pass that on.
+        # transformers does not always say which commit it loaded.
         checkpoint = replace(checkpoint, revision=processor_folder(checkpoint).name)
     return model.eval(), checkpoint
 
 
 def processor_folder(checkpoint: Checkpoint) -> Path:
-    """Find the folder with a checkpoint's processor files; a hub checkpoint's are fetched, or taken from the cache.
+    """Find the folder with a checkpoint's configuration and, where it has any, its processor files.
+
+    Those of a hub checkpoint are fetched, or taken from the cache; their folder bears the name of the commit.
 
     Raises:
-        OSError: the hub cannot be reached and they are not in its cache.
+        OSError: the hub cannot be reached and the checkpoint is not in its cache.
     """
     if checkpoint.kind != "hub":
         return Path(checkpoint.reference)
     with quiet_transformers():
-        return Path(
-            snapshot_download(checkpoint.reference, revision=checkpoint.revision, allow_patterns=list(PROCESSOR_FILES))
-        )
+        folder = Path(hf_hub_download(checkpoint.reference, "config.json", revision=checkpoint.revision)).parent
+        for name in PROCESSOR_FILES:
+            with suppress(EntryNotFoundError):
+                hf_hub_download(checkpoint.reference, name, revision=folder.name)
+    return folder
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

@@ -178,6 +178,7 @@ class TextBackbone(Backbone):
         self.check_pooling(pooling)
         return self._embed_clips(batch, self._embed_tokens)
 
+    @torch.no_grad()
     def embed_layers(self, batch: Sequence[Sequence[str]], layers: Layers = "all", pooling: Pooling = "mean") -> Tensor:
         # As of whole captions: one unit vector each, averaged over the captions of a clip.
         if pooling != "mean":

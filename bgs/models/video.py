@@ -245,6 +245,7 @@ class VideoBackbone(Backbone):
         pixels = self.preprocess.normalise(batch.to(self.device, non_blocking=True))
         return self.tokens(pixels.to(self.dtype))
 
+    @torch.no_grad()
     def embed_layers(self, batch: Tensor, layers: Layers = "all", pooling: Pooling = "mean") -> Tensor:
         self._check_fixed(pooling)
         numbers = layer_numbers(layers, self.depth)

@@ -89,22 +89,14 @@ def test_last_layer_and_embedding_differ_by_the_final_norm(name, small, batch_fo
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_checkpointing_changes_nothing(name, small, batch_for):
+def test_neither_training_nor_checkpointing_changes_anything(name, small, batch_for):
     backbone = apply_lora(small(name), LoraSettings(rank=2, dropout=0.0))
     fill_adapters(backbone)
-    backbone.train()
     batch = batch_for(backbone)
-    adapters = list(adapter_parameters(backbone).values())
-    found = []
-    for on in (False, True):
-        backbone.set_gradient_checkpointing(on)
-        layers = backbone.embed_layers(batch)
-        direction = torch.randn(layers.shape, generator=torch.Generator().manual_seed(0))
-        found.append((layers.detach(), torch.autograd.grad((layers * direction).sum(), adapters)))
-    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-6, rtol=1e-5)
-    for plain, recomputed in zip(found[0][1], found[1][1], strict=True):
-        assert plain.any()
-        torch.testing.assert_close(recomputed, plain, atol=1e-5, rtol=1e-4)
+    expected = backbone.eval().embed_layers(batch)
+    backbone.train().set_gradient_checkpointing(True)
+    found = backbone.embed_layers(batch)
+    assert torch.equal(found, expected) and not found.requires_grad
 
 
 @pytest.mark.parametrize("name", ALL)

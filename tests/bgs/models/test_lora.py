@@ -438,6 +438,10 @@ def test_layers_below_the_adapters_cost_nothing(name, layers, small, batch_for):
         inside = number
         needs_graph.append(inputs[0].requires_grad)
 
+    def leave(number):
+        nonlocal inside
+        inside = number + 0.5
+
     def run(number):
         runs[number] += 1
 
@@ -447,13 +451,14 @@ def test_layers_below_the_adapters_cost_nothing(name, layers, small, batch_for):
 
     for number, layer in enumerate(backbone.stack):
         layer.register_forward_pre_hook(lambda _, inputs, number=number: enter(number, inputs))
+        layer.register_forward_hook(lambda *_, number=number: leave(number))
         # A layer's own hooks may stay outside the checkpoint; those of its parts are inside.
         norm = next(part for part in layer.modules() if isinstance(part, nn.LayerNorm))
         norm.register_forward_pre_hook(lambda *_, number=number: run(number))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = backbone.train().embed(batch_for(backbone)).square().sum()
     assert needs_graph == [number > first for number in range(4)]
-    assert all(number >= first for number in kept)
+    assert min(kept) > first - 1
     assert runs == [1] * 4
     torch.autograd.grad(loss, list(adapter_parameters(backbone).values()))
     assert runs == [1 if number < first else 2 for number in range(4)]

@@ -106,7 +106,7 @@ def test_vjepa2_on_frames_that_are_not_square(height, width, checkpoint):
 
 def test_position_ids_by_hand():
     torch.manual_seed(0)
-    attention = VJEPA2RopeAttention(vjepa2_config(32), SHAPE["hidden_size"], SHAPE["num_attention_heads"])
+    attention = VJEPA2Model(vjepa2_config(32)).encoder.layer[0].attention
     attention.__class__, attention.grid = GridRopeAttention, (2, 3)
     frame, row, column = attention.get_position_ids(torch.zeros(1, 12, 4))
     assert frame.tolist() == [0] * 6 + [1] * 6
