@@ -21,6 +21,8 @@ from bgs.models.checkpoints import preserved_rng
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Scale of the probe that stands in for zero-initialised B: large enough to survive bfloat16, small against the weights.
 _PROBE_SCALE = 0.02
+# What encoders call the list of their transformer layers.
+_LAYERS = "layers?|blocks"
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def target_pattern(backbone: Backbone, settings: LoraSettings) -> str:
     chosen = chosen_layers(settings.layers, backbone.depth)
     if len(chosen) == backbone.depth:
         return targets
-    return rf"(?=.*\blayers?\.(?:{'|'.join(map(str, chosen))})\.)(?:{targets})"
+    return rf"(?=.*\b(?:{_LAYERS})\.(?:{'|'.join(map(str, chosen))})\.)(?:{targets})"
 
 
 def chosen_layers(layers: str, depth: int) -> range:
