@@ -27,8 +27,9 @@ from typing import Any
 
 import torch
 
-BACKENDS = ("triton", "native", "reference")
-"""Every backend there is, in the order in which "auto" considers them where nothing was measured."""
+BACKENDS = ("triton", "native", "flash", "sdpa", "reference")
+"""Every backend there is, in the order in which "auto" considers them where nothing was measured: our own and, for
+attention, two libraries."""
 
 FASTEST = Path(__file__).with_name("fastest.json")
 """The backend that was measured as the fastest, by type of device, op and number of rows: {"cpu": {"hybrid_loss": {"1":
@@ -65,9 +66,9 @@ class use_backend:
     ``backend`` argument comes before this choice, and this choice before the environment variable ``BGS_BACKEND``.
 
     Args:
-        name: "triton", "native", "reference", or "auto": the backend that was measured as the fastest on the device
-            and for the number of rows (``FASTEST``), else the first of them, of those that can serve the call and do
-            not pass it over.
+        name: "triton", "native", "flash", "sdpa", "reference", or "auto": the backend that was measured as the fastest
+            on the device and for the number of rows (``FASTEST``), else the first of them, of those that can serve the
+            call and do not pass it over.
 
     Raises:
         ValueError: no backend has that name.

@@ -163,7 +163,7 @@ def test_a_backend_that_is_asked_for_is_not_replaced(op, monkeypatch, how, messa
 
 
 def test_unknown_names(op, monkeypatch):
-    known = "expected one of auto, triton, native, reference"
+    known = "expected one of auto, triton, native, flash, sdpa, reference"
     with pytest.raises(ValueError, match=f"answer: unknown backend 'cuda', {known}"):
         op(backend="cuda")
     with pytest.raises(ValueError, match=f"use_backend: unknown backend 'cuda', {known}"):
@@ -203,9 +203,13 @@ def test_autocast_is_off_inside(op, monkeypatch):
 
 def test_every_op_has_a_reference():
     assert set(dispatch.ops()) == {
+        "attention",
         "fractional_rank",
         "hybrid_loss",
+        "lora_linear",
+        "lora_qkv",
         "pairwise_distance",
+        "rope_3d",
         "rsa_correlation",
         "triplet_counts",
         "triplet_loss",
