@@ -20,7 +20,7 @@ _OUT_LAYERS = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 40: (9, 19, 29, 39), 48: 
 
 
 def published_out_layers(depth: int) -> list[int]:
-    """Return the layers that are read out of an encoder of this depth: the published ones, else the ends of quarters."""
+    """Return the blocks read out of an encoder of this depth: the published ones, else the ends of its quarters."""
     quarters = sorted({max(-(-depth * part // 4) - 1, 0) for part in (1, 2, 3, 4)})
     return list(_OUT_LAYERS.get(depth, quarters))
 
@@ -37,8 +37,8 @@ class VJEPA21Config(PreTrainedConfig):
         tubelet_size: frames that a token of a video spans; one of a single image spans 1.
         crop_size: pixels per side that the weights were trained for. It decides preprocessing alone: positions come
             from the input itself.
-        frames_per_clip: frames that a clip has unless another number is asked for; decides preprocessing alone. 16 is
-            the length of the clips that most of pretraining saw (the last phase saw 64, a four times longer sequence).
+        frames_per_clip: frames of a clip unless another number is asked for; decides preprocessing alone. 16 is what
+            Meta's pretraining took (`pretrain-256px-16f`), before a last phase of 64, a sequence four times as long.
         in_chans: channels of a pixel.
         layer_norm_eps: epsilon of every norm.
         hidden_act: activation of the MLPs, "gelu" being the exact one.
@@ -50,8 +50,8 @@ class VJEPA21Config(PreTrainedConfig):
             pretraining, 16 patches a side, less one.
 
     Raises:
-        ValueError: heads do not divide the width or are odd, the MLP has no whole width, or `out_layers` are not
-            ascending blocks of which the last is the last.
+        ValueError: heads do not divide the width or are odd, the MLP has no whole width, the crop does not divide into
+            patches or the clip into tubelets, or `out_layers` are not ascending blocks of which the last is the last.
     """
 
     model_type = "vjepa21"
@@ -96,7 +96,9 @@ class VJEPA21Config(PreTrainedConfig):
 
     def _check(self) -> None:
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"num_attention_heads: {self.num_attention_heads} do not divide a width {self.hidden_size}")
+            raise ValueError(
+                f"num_attention_heads: {self.num_attention_heads} do not divide the width {self.hidden_size}"
+            )
         if self.head_dim % 2 or self.head_dim < 6:
             raise ValueError(
                 f"num_attention_heads: {self.num_attention_heads} of width {self.head_dim}; expected an even width of "
@@ -105,11 +107,18 @@ class VJEPA21Config(PreTrainedConfig):
         # Not int(): 48 / 11 is no binary fraction, and a product just below the whole number would lose a column.
         if abs(self.intermediate_size - self.hidden_size * self.mlp_ratio) > 1e-6 * self.intermediate_size:
             raise ValueError(f"mlp_ratio: {self.mlp_ratio} of a width {self.hidden_size} is not a whole number")
+        if self.crop_size % self.patch_size:
+            raise ValueError(f"crop_size: {self.crop_size} does not divide into patches of {self.patch_size}")
+        if self.frames_per_clip != 1 and self.frames_per_clip % self.tubelet_size:
+            raise ValueError(
+                f"frames_per_clip: {self.frames_per_clip}; expected 1 or a multiple of the tubelet size "
+                f"{self.tubelet_size}"
+            )
         ascending = all(first < second for first, second in zip(self.out_layers, self.out_layers[1:], strict=False))
         if not self.out_layers or self.out_layers[0] < 0 or not ascending or self.out_layers[-1] != self.depth - 1:
             raise ValueError(
-                f"out_layers: {self.out_layers}; expected ascending blocks, the last of them {self.depth - 1}, the last "
-                f"of {self.depth}"
+                f"out_layers: {self.out_layers}; expected ascending blocks of {self.depth}, the last of them "
+                f"{self.depth - 1}"
             )
 
     @property

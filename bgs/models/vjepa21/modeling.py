@@ -17,7 +17,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from bgs.models.vjepa21.configuration import VJEPA21Config
 from bgs_kernels import Rope, rope_3d, rope_table
@@ -153,9 +153,8 @@ class VJEPA21MLP(nn.Module):
 class VJEPA21Block(GradientCheckpointingLayer):
     """Attention, then the MLP, each on normed tokens and added to what came in."""
 
-    def __init__(self, config: VJEPA21Config, index: int):
+    def __init__(self, config: VJEPA21Config):
         super().__init__()
-        self.index = index
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attn = VJEPA21Attention(config)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -192,7 +191,7 @@ class VJEPA21Model(PreTrainedModel):
         self.patch_embed_img = VJEPA21PatchEmbedding(config, 1)
         self.video_mod_embed = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.img_mod_embed = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.blocks = nn.ModuleList(VJEPA21Block(config, index) for index in range(config.num_hidden_layers))
+        self.blocks = nn.ModuleList(VJEPA21Block(config) for _ in range(config.num_hidden_layers))
         self.norms_block = nn.ModuleList(
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in config.out_layers
         )
@@ -236,7 +235,9 @@ class VJEPA21Model(PreTrainedModel):
                 'with attn_implementation="eager"'
             )
         hidden_states, rope = self.embed(pixel_values_videos)
-        states, weights, read_out = [hidden_states], [], []
+        states: list[Tensor] = [hidden_states]
+        weights: list[Tensor] = []
+        read_out: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             hidden_states, attention = block(hidden_states, rope.cos, rope.sin)
             if keep_states:
@@ -285,7 +286,8 @@ class VJEPA21Model(PreTrainedModel):
         frames, height, width = pixels.shape[1], pixels.shape[3], pixels.shape[4]
         if frames != 1 and (frames == 0 or frames % tubelet):
             raise ValueError(
-                f"pixel_values_videos: {frames} frames; expected 1, an image, or a multiple of the tubelet size {tubelet}"
+                f"pixel_values_videos: {frames} frames; expected 1, an image, or a multiple of the tubelet size "
+                f"{tubelet}"
             )
         if min(height, width) == 0 or height % patch or width % patch:
             raise ValueError(
@@ -304,11 +306,12 @@ class VJEPA21Model(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, VJEPA21Block):
-            # What a block adds shrinks with depth, so that the sum over blocks does not grow.
-            depth_std = std / (2 * (module.index + 1)) ** 0.5
-            init.trunc_normal_(module.attn.proj.weight, std=depth_std)
-            init.trunc_normal_(module.mlp.fc2.weight, std=depth_std)
         elif isinstance(module, VJEPA21Model):
             init.normal_(module.video_mod_embed, std=_MODALITY_INIT)
             init.normal_(module.img_mod_embed, std=_MODALITY_INIT)
+            # What a block adds shrinks with depth, so that the sum over blocks does not grow. Not in the block's own
+            # turn: transformers passes over modules that hold no weights themselves.
+            blocks: Any = module.blocks
+            for number, block in enumerate(blocks, 1):
+                init.trunc_normal_(block.attn.proj.weight, std=std / (2 * number) ** 0.5)
+                init.trunc_normal_(block.mlp.fc2.weight, std=std / (2 * number) ** 0.5)
