@@ -350,3 +350,9 @@ def test_command_line(vjepa21, saved, tmp_path, capsys, caplog):
     assert main(words) == 2
     assert "--overwrite replaces it" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0
+    capsys.readouterr()
+    assert main([*words[:3], "--dtype", "int8"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("bgs.convert: ") and "int8" in message and message.count("\n") == 1
+    with pytest.raises(SystemExit, match="^0$"):
+        main(["--help"])
