@@ -51,6 +51,7 @@ class VideoBackbone(Backbone):
         model_types: `model_type` values of the checkpoints it loads.
         not_needed: regex (full match) of encoder weights a checkpoint may lack, because they are never run.
         not_used: regex (match at the start) of the checkpoint's weights that the encoder leaves behind.
+        any_size: whether positions follow from the frames, so that they may be of any size.
     """
 
     published: ClassVar[str]
@@ -58,6 +59,7 @@ class VideoBackbone(Backbone):
     model_types: ClassVar[tuple[str, ...]]
     not_needed: ClassVar[str | None] = None
     not_used: ClassVar[str | None] = None
+    any_size: ClassVar[bool] = False
     preprocess: Preprocess
 
     @classmethod
@@ -201,10 +203,18 @@ class VideoBackbone(Backbone):
             encoder.save_pretrained(folder)
 
     def set_size(self, size: int | Sequence[int]) -> None:
-        # A model whose positions are learned for its size is not stretched to another.
-        current = (self.preprocess.height, self.preprocess.width)
-        if current != tuple((size, size) if isinstance(size, int) else size):
-            raise ValueError(f"size: this {self.name} checkpoint takes exactly {current[0]}x{current[1]}, got {size!r}")
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if not self.any_size:
+            height, width = self.preprocess.height, self.preprocess.width
+            if sides != (height, width):
+                raise ValueError(f"size: this {self.name} checkpoint takes exactly {height}x{width}, got {size!r}")
+            return
+        patch = self.model.config.patch_size
+        if len(sides) != 2 or any(side < patch or side % patch for side in sides):
+            raise ValueError(
+                f"size: {self.name} takes (height, width) in multiples of its patch size {patch}, got {size!r}"
+            )
+        self.preprocess = self.preprocess.with_size(sides)
 
     def embed(self, batch: Tensor, pooling: Pooling = "default") -> Tensor:
         """Embed a batch of clips.

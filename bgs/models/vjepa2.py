@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ class VJEPA2Backbone(VideoBackbone):
     published = "facebook/vjepa2-vitl-fpc64-256"
     model_class = VJEPA2Model
     model_types = ("vjepa2",)
+    any_size = True
     # A bare `proj` would also match the patch embedding and the predictor.
     lora_targets = r"encoder\.layer\.\d+\.(?:attention\.(?:query|key|value|proj)|mlp\.(?:fc1|fc2))"
     not_needed = r"predictor\..*"
@@ -90,15 +91,6 @@ class VJEPA2Backbone(VideoBackbone):
         for attention in attentions:
             attention.__class__ = GridRopeAttention
             attention.grid = (side, side)
-
-    def set_size(self, size: int | Sequence[int]) -> None:
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        patch = self.model.config.patch_size
-        if len(sides) != 2 or any(side < patch or side % patch for side in sides):
-            raise ValueError(
-                f"size: {self.name} takes (height, width) in multiples of its patch size {patch}, got {size!r}"
-            )
-        self.preprocess = self.preprocess.with_size(sides)
 
     def tokens(self, pixels: Tensor) -> Tensor:
         patch = self.model.config.patch_size

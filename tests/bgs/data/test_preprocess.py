@@ -13,7 +13,7 @@ from bgs.data.preprocess import Preprocess
 # Landscape and portrait, odd and even, square, just off the model's size, enlarged and reduced: (height, width).
 SIZES = [(240, 320), (320, 240), (97, 131), (131, 97), (256, 256), (225, 224), (224, 225), (341, 256), (480, 854)]
 SIZES += [(719, 405), (113, 67), (65, 301), (223, 223)]
-BACKBONES = ("vjepa2", "timesformer", "videomae", "clip")
+BACKBONES = ("vjepa2", "vjepa21", "timesformer", "videomae", "clip")
 
 
 def natural(height, width, frames=2, seed=0):
@@ -149,6 +149,9 @@ def test_published_settings():
     vjepa2 = Preprocess.default_for("vjepa2")
     assert (vjepa2.shape, vjepa2.resize_to, vjepa2.resampler) == ((64, 3, 256, 256), 292, "torch")
     assert Preprocess.default_for("vjepa2", size=384).resize_to == 438
+    assert Preprocess.default_for("vjepa21") == dataclasses.replace(
+        Preprocess.default_for("vjepa2", size=384), frames=16
+    )
     assert Preprocess.default_for("timesformer").mean == (0.45,) * 3
     assert Preprocess.default_for("videomae").shape == (16, 3, 224, 224)
     assert Preprocess.default_for("clip").interpolation == "bicubic"
@@ -219,7 +222,7 @@ def test_normalise_shapes_and_types():
 def test_json_round_trip(backbone):
     preprocess = dataclasses.replace(Preprocess.default_for(backbone), sampling="fps", fps=12.5, min_duration=1.0)
     assert Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
-    exact = dataclasses.replace(preprocess, resize="exact", resize_to=(300, 400))
+    exact = dataclasses.replace(preprocess, resize="exact", resize_to=(400, 500))
     assert Preprocess.from_dict(json.loads(json.dumps(exact.to_dict()))) == exact
 
 

@@ -11,7 +11,7 @@ from bgs.models import Embedder, HeadConfig, LoraSettings, apply_lora
 from bgs.models.layers import layer_numbers
 from bgs.models.lora import adapter_parameters
 
-VIDEO = ("vjepa2", "timesformer", "videomae", "clip")
+VIDEO = ("vjepa2", "vjepa21", "timesformer", "videomae", "clip")
 ALL = (*VIDEO, "text")
 DEPTH = 4
 
@@ -31,13 +31,13 @@ def hidden_states(backbone, batch) -> list[torch.Tensor]:
         found = model(pixel_values=pixels.flatten(0, 1), **states).hidden_states
         frames = backbone.preprocess.frames
         return [state.unflatten(0, (-1, frames)) for state in found]
+    if backbone.name == "vjepa21":
+        return list(model(pixel_values_videos=pixels, **states).hidden_states)
     if backbone.name == "vjepa2":
-        # Asked for through the whole model, which has no predictor any more.
+        # It tells them through the whole model alone, which has no predictor any more.
         found = []
-        handles = [
-            layer.register_forward_hook(lambda _, __, out: found.append(out[0])) for layer in model.encoder.layer
-        ]
-        found.append(model.encoder.embeddings(pixels))
+        handles = [layer.register_forward_hook(lambda _, __, out: found.append(out[0])) for layer in backbone.stack]
+        handles.append(backbone.stack[0].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])))
         model.encoder(pixel_values_videos=pixels)
         for handle in handles:
             handle.remove()

@@ -19,10 +19,12 @@ from bgs.models import (
     set_trainable,
 )
 from bgs.models.lora import adapter_parameters, chosen_layers, load_adapter
+from bgs.models.vjepa21 import VJEPA21Model
 
-ALL = ("vjepa2", "timesformer", "videomae", "clip", "text")
+ALL = ("vjepa2", "vjepa21", "timesformer", "videomae", "clip", "text")
 PLAIN = {
     "vjepa2": VJEPA2Model,
+    "vjepa21": VJEPA21Model,
     "timesformer": TimesformerModel,
     "videomae": VideoMAEModel,
     "clip": CLIPVisionModelWithProjection,
@@ -31,6 +33,7 @@ PLAIN = {
 # Linear layers that LoRA wraps in one transformer layer, as the design lists them.
 PER_LAYER = {
     "vjepa2": ["attention.key", "attention.proj", "attention.query", "attention.value", "mlp.fc1", "mlp.fc2"],
+    "vjepa21": ["attn.proj", "attn.qkv", "mlp.fc1", "mlp.fc2"],
     "timesformer": [
         "attention.attention.qkv",
         "attention.output.dense",
@@ -82,7 +85,7 @@ def fill_adapters(backbone, seed: int = 0) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_wraps_the_listed_layers_and_nothing_else(name, small):
     backbone = apply_lora(small(name))
-    layers = "vision_model.encoder.layers" if name == "clip" else "encoder.layer"
+    layers = {"clip": "vision_model.encoder.layers", "vjepa21": "blocks"}.get(name, "encoder.layer")
     assert wrapped_modules(backbone) == sorted(f"{layers}.{n}.{part}" for n in (0, 1) for part in PER_LAYER[name])
     config = backbone.encoder.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (8, 16, 0.1)
@@ -103,10 +106,10 @@ def test_starts_as_no_change(name, small, batch_for):
 @pytest.mark.parametrize(
     ("layers", "expected"), [("all", [0, 1, 2, 3]), ("last:1", [3]), ("last:4", [0, 1, 2, 3]), ("1-2", [1, 2])]
 )
-@pytest.mark.parametrize("name", ["timesformer", "clip"])
+@pytest.mark.parametrize("name", ["timesformer", "clip", "vjepa21"])
 def test_layer_choice(name, layers, expected, small):
     backbone = apply_lora(small(name, num_hidden_layers=4), LoraSettings(rank=1, layers=layers))
-    found = {int(re.search(r"layers?\.(\d+)\.", module)[1]) for module in wrapped_modules(backbone)}
+    found = {int(re.search(r"(?:layers?|blocks)\.(\d+)\.", module)[1]) for module in wrapped_modules(backbone)}
     assert sorted(found) == expected
 
 
@@ -289,7 +292,7 @@ def test_ranks_by_layer_keep_the_scale(name, rslora, small):
     ranks = {}
     for module, wrapped in ((key, m) for key, m in backbone.encoder.named_modules() if isinstance(m, LoraLayer)):
         assert wrapped.scaling["default"] == pytest.approx(scale)
-        ranks.setdefault(int(re.search(r"layers?\.(\d+)\.", module)[1]), set()).add(wrapped.r["default"])
+        ranks.setdefault(int(re.search(r"(?:layers?|blocks)\.(\d+)\.", module)[1]), set()).add(wrapped.r["default"])
     assert ranks == {0: {2}, 1: {2}, 2: {4}, 3: {5}}
 
 
@@ -358,7 +361,7 @@ def test_dora_starts_as_no_change_and_every_part_of_it_learns(name, small, batch
     assert parts == {"lora_A", "lora_B", "lora_magnitude_vector"}
     assert len(adapter_parameters(backbone)) == 3 * len(wrapped_modules(backbone))
     assert backbone.digest() == digest
-    assert len(backbone.encoder_parameters()) == len(list(small(name).encoder.parameters()))
+    assert len(backbone.encoder_parameters()) == len(small(name).encoder_parameters())
     state = {key: value.clone() for key, value in backbone.state_dict().items()}
     check_adapters_receive_gradient(backbone, batch)
     assert all(torch.equal(value, state[key]) for key, value in backbone.state_dict().items())

@@ -12,9 +12,10 @@ from bgs.models import Embedder, HeadConfig, LoraSettings, apply_lora, check_ada
 from bgs.models.lora import adapter_parameters
 from bgs.models.pooling import AttentivePooling
 
-VIDEO = ("vjepa2", "timesformer", "videomae", "clip")
+VIDEO = ("vjepa2", "vjepa21", "timesformer", "videomae", "clip")
 POOLINGS = {
     "vjepa2": ("default", "mean", "attentive"),
+    "vjepa21": ("default", "mean", "attentive"),
     "timesformer": ("default", "mean", "cls", "attentive"),
     "videomae": ("default", "mean", "attentive"),
     "clip": ("default", "mean", "cls", "attentive"),
@@ -22,7 +23,7 @@ POOLINGS = {
 }
 EVERY = [(name, pooling) for name in (*VIDEO, "text") for pooling in POOLINGS[name]]
 # Tokens of a clip of 4 frames of 2x2 patches (clip: of 8 frames), and how many of them are class tokens.
-TOKENS = {"vjepa2": (8, 0), "timesformer": (17, 1), "videomae": (8, 0), "clip": (40, 8)}
+TOKENS = {"vjepa2": (8, 0), "vjepa21": (8, 0), "timesformer": (17, 1), "videomae": (8, 0), "clip": (40, 8)}
 
 
 def perturb(parameters, seed: int = 0) -> None:

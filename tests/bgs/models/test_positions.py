@@ -138,6 +138,15 @@ def test_sizes_that_vjepa2_cannot_take(size, checkpoint):
         load_backbone("vjepa2", checkpoint, size=size)
 
 
+def test_vjepa21_takes_any_size_too(small, batch_for):
+    resized, made = small("vjepa21", crop_size=32, size=48), small("vjepa21", crop_size=48)
+    batch = batch_for(made)
+    assert torch.equal(resized.embed(batch), made.embed(batch))
+    assert small("vjepa21", size=[32, 48]).embed(clips(32, 48)).isfinite().all()
+    with pytest.raises(ValueError, match="size: vjepa21 takes .* in multiples of its patch size 16, got 40"):
+        small("vjepa21", size=40)
+
+
 @pytest.mark.parametrize("name", ["timesformer", "videomae", "clip"])
 def test_others_take_their_own_size_alone(name, small):
     assert small(name, size=32).preprocess.shape[2:] == small(name, size=[32, 32]).preprocess.shape[2:] == (32, 32)
