@@ -50,6 +50,9 @@ def switch(model: Any) -> str | None:
         return None
     if found != {_PLAIN}:
         return f"attn_implementation is {', '.join(sorted(map(repr, found)))}, not '{_PLAIN}'"
+    causal = [part.is_causal for part in model.modules() if hasattr(part, "is_causal")]
+    if causal and all(causal):
+        return "its attention is causal"
     if not model._can_set_attn_implementation():
         return "attention of a kind that has no fused form, and that transformers does not look up by name"
     _register()

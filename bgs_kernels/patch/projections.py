@@ -114,7 +114,7 @@ class FusedLoraLinear(Fused):
 def read_linear(layer: nn.Module, x: torch.Tensor) -> Read | str:
     """Read a frozen linear layer, see ``FusedLoraLinear.read``."""
     if type(layer) is not nn.Linear:
-        return f"a projection is a {type(layer).__name__}, not a torch.nn.Linear"
+        return f"a projection is {type(layer).__module__}.{type(layer).__name__}, not torch.nn.Linear"
     if _hooked(layer):
         return "a projection has hooks"
     weight, bias = layer.weight, layer.bias

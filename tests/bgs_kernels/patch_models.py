@@ -1,5 +1,5 @@
-"""Tiny models with random weights and adapters that are not zero, for the tests of ``accelerate``, in a module of its own
-that a new process can import.
+"""Tiny models with random weights and adapters that are not zero, for the tests of ``accelerate``, in a module of its
+own that a new process can import.
 """
 
 import copy
@@ -105,9 +105,11 @@ def outcome(model: nn.Module, name: str, pixels: torch.Tensor, seed: int = 4) ->
     embeddings = embed(model, name, pixels)
     direction = torch.linspace(-1, 1, embeddings.numel()).view(embeddings.shape).to(embeddings)
     trained = {each: parameter for each, parameter in model.named_parameters() if parameter.requires_grad}
+    found = {"embeddings": embeddings.detach()}
+    if not embeddings.requires_grad:
+        return found
     gradients = torch.autograd.grad((embeddings * direction).sum(), list(trained.values()), allow_unused=True)
-    found = dict(zip(trained, gradients, strict=True))
-    return {"embeddings": embeddings.detach(), **{each: found[each] for each in found if found[each] is not None}}
+    return found | {each: of for each, of in zip(trained, gradients, strict=True) if of is not None}
 
 
 def twin(model: nn.Module) -> nn.Module:

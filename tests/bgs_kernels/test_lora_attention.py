@@ -1,4 +1,4 @@
-"""``lora_attention`` is the plain composition of a norm, four adapted projections, rotation, attention and a residual."""
+"""``lora_attention`` is the plain composition of a norm, four adapted projections, rotation, attention, a residual."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
-"""``accelerate``: the model computes what it computed before, ``restore`` gives it back as it was, and the report says what
-was done.
+"""``accelerate``: the model computes what it computed before, ``restore`` gives it back as it was, and the report says
+what was done.
 """
 
 import contextlib
@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from patch_models import NAMES, SIDE, adapt, base, clips, embed, outcome, plain, twin
 
 sys.path.pop(0)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 PRECISIONS = ("float32", "bfloat16", "bfloat16 with float32 adapters", "autocast")
 IDENTICAL = ("vjepa2", "videomae", "clip")
