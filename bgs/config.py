@@ -180,6 +180,8 @@ class TrainConfig:
         tune: what is trained: `lora` (adapters and head), `full` (the encoder and head) or `head`.
         precision: `auto` is bf16 on a GPU that has it and fp32 elsewhere.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
+        accelerate: run the encoder by fused kernels; null does on a GPU. What a run computes and saves is the same up
+            to rounding and to which entries the adapters' dropout draws.
         frames: frames per clip; null for the checkpoint's own.
         val_share: share of the training clips that becomes validation, where the data defines none.
         test_share: share of the clips that is held out for the test, where the data defines none.
@@ -213,6 +215,7 @@ class TrainConfig:
     tune: Tune = "lora"
     precision: Precision = "auto"
     gradient_checkpointing: bool = True
+    accelerate: bool | None = None
     frames: int | None = None
     val_share: float = 0.2
     test_share: float = 0.2
