@@ -137,7 +137,7 @@ class Family:
     @property
     def name(self) -> str:
         """Full dotted name of the plain class."""
-        return self.plain if isinstance(self.plain, str) else f"{self.plain.__module__}.{self.plain.__qualname__}"
+        return _dotted(self.plain)
 
     def find_plain(self) -> type[nn.Module] | None:
         """Return the plain class, None where it was not imported."""
@@ -154,6 +154,10 @@ class Family:
         return cast("type[Fused]", getattr(importlib.import_module(module), name))
 
 
+def _dotted(cls: type | str) -> str:
+    return cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
+
+
 _families: dict[str, Family] = {}
 
 
@@ -165,11 +169,12 @@ def register_family(plain: type[nn.Module] | str, form: type[Fused] | str) -> No
         form: the fused form, or its full dotted name.
 
     Raises:
-        ValueError: the class has a fused form already.
+        ValueError: the class has another fused form already.
     """
     family = Family(plain, form)
-    if family.name in _families:
-        raise ValueError(f"register_family: {family.name} has a fused form already")
+    known = _families.get(family.name, family)
+    if _dotted(known.form) != _dotted(form):
+        raise ValueError(f"register_family: {family.name} has a fused form already, {_dotted(known.form)}")
     _families[family.name] = family
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from bgs_kernels import accelerate
+from bgs_kernels import accelerate, available_backends, use_backend
 
 sys.path.insert(0, str(Path(__file__).parent))
 import patch_worker
@@ -21,6 +21,13 @@ pytestmark = [
 ]
 
 WORLD = 2
+
+OPS = ("lora_linear", "lora_qkv", "attention", "rope_3d")
+"""The ops that ``use_backend`` has to find on the kernels for a whole model to run on them."""
+
+needs_kernels = pytest.mark.skipif(
+    not all("triton" in available_backends(op) for op in OPS), reason="no Triton kernels of all ops here"
+)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -79,3 +86,37 @@ def test_distributed_training_averages_the_same_gradients(tmp_path):
             assert len(rank[name, "fused"]) == len(plain_gradients)
             for ours, exact in zip(rank[name, "fused"], plain_gradients, strict=True):
                 torch.testing.assert_close(ours, exact, rtol=5e-5, atol=2e-5 * float(exact.abs().max()))
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", NAMES)
+def test_on_the_kernels(name):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = plain(name)
+    exact = outcome(twin(model).double(), name, clips(1).double())
+    model.to(device)
+    accelerated = twin(model)
+    accelerate(accelerated)
+    pixels = clips(1).to(device)
+    expected = outcome(model, name, pixels)
+    with use_backend("triton"):
+        found = outcome(accelerated, name, pixels)
+    for each, truth in exact.items():
+        ours, theirs = ((of[each].cpu().double() - truth).norm() / truth.norm() for of in (found, expected))
+        assert ours <= 2 * theirs + torch.finfo(torch.float32).eps, (each, ours, theirs)
+
+
+@needs_kernels
+def test_on_the_kernels_a_checkpointed_layer_repeats_its_dropout():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = plain("vjepa2", lora_dropout=0.4).train().to(device)
+    accelerate(model)
+    pixels = clips(1).to(device)
+    with use_backend("triton"):
+        expected = outcome(model, "vjepa2", pixels)
+        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        found = outcome(model, "vjepa2", pixels)
+        other = outcome(model, "vjepa2", pixels, seed=5)
+    for each, tensor in expected.items():
+        torch.testing.assert_close(found[each], tensor, rtol=1e-4, atol=1e-5 * tensor.abs().max().item())
+    assert not torch.equal(other["embeddings"], expected["embeddings"])
