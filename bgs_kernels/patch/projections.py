@@ -104,6 +104,8 @@ class FusedLoraLinear(Fused):
         else:
             return f"the adapter's dropout is {dropout}"
         A, B = lora_A.weight, lora_B.weight
+        if A.device != x.device or B.device != x.device:
+            return f"the input is on {x.device}, the adapter on {A.device} and {B.device}"
         if not _alike(A.dtype, B.dtype, x) or not (A.dtype == torch.float32 or _alike(A.dtype, x.dtype, x)):
             return f"the adapter is {_dtype_name(A.dtype)}, not float32 or as the input ({_dtype_name(x.dtype)})"
         if A.dtype != x.dtype and not getattr(self, "cast_input_dtype_enabled", True):
