@@ -71,6 +71,7 @@ def restore(model: nn.Module) -> None:
 
     Raises:
         TypeError: the model is no module.
+        RuntimeError: a module's class was changed after ``accelerate``, as FSDP does.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")

@@ -76,7 +76,16 @@ class Fused(nn.Module):
         cast(Fused, module).bgs_place = place
 
     def give_up(self) -> None:
-        """Give the module its plain class back."""
+        """Give the module its plain class back.
+
+        Raises:
+            RuntimeError: its class was changed since, as FSDP does, and would be lost.
+        """
+        if type(self) is not fused_class(self.form, self.plain):
+            raise RuntimeError(
+                f"restore: {self.bgs_place.name or self.plain.__name__} became a {type(self).__name__} after "
+                "accelerate; undo that first"
+            )
         del self.bgs_place
         cast(nn.Module, self).__class__ = self.plain
 

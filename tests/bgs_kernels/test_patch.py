@@ -188,6 +188,18 @@ def test_the_report_counts_and_names_what_runs_fused_and_a_second_call_says_the_
     assert max(map(len, written.splitlines())) < 240 and "layer.*." in written.replace("layers", "layer")
 
 
+def test_a_class_that_something_else_changed_since_is_not_taken_away():
+    model = plain("timesformer")
+    accelerate(model)
+    layer = model.get_base_model().encoder.layer[1]
+    layer.__class__ = type("Sharded", (type(layer),), {})
+    with pytest.raises(RuntimeError, match=r"encoder.layer.1 became a Sharded after accelerate"):
+        restore(model)
+    layer.__class__ = type(layer).__base__
+    restore(model)
+    assert not any(isinstance(module, Fused) for module in model.modules())
+
+
 def test_a_part_of_a_model_can_be_accelerated_and_the_rest_later():
     model = plain("videomae")
     first = accelerate(model.get_base_model().encoder.layer[0])
