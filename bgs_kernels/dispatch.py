@@ -180,7 +180,7 @@ def run(op: str, backend: str, tensors: Mapping[str, torch.Tensor | None], **opt
     name = choose(op, backend, request)
     implementation: Callable[..., Any] = getattr(_loaded[op][name], op)
     device = next(iter(request.tensors.values())).device.type
-    if not torch.amp.is_autocast_available(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return implementation(**tensors, **options)
     with torch.autocast(device, enabled=False):
         return implementation(**tensors, **options)

@@ -120,8 +120,9 @@ class VJEPA21Attention(nn.Module):
         batch, tokens, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch, tokens, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        name = self.config._attn_implementation
-        attend: Callable[..., Any] = eager_attention if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
         attended, weights = attend(
             self,
             rope_3d(query, cos, sin),
