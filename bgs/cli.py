@@ -9,14 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from bgs.config import PRESETS, TrainConfig
+
+HELP = frozenset({"-h", "--help"})
+GROUPS = tuple(item.name for item in fields(TrainConfig) if is_dataclass(getattr(TrainConfig(), item.name)))
 
 
 def training_parser() -> ArgumentParser:
     """Build the parser of `python -m bgs.train`: every field of `TrainConfig` by its dotted name."""
-    parser = ArgumentParser(prog="python -m bgs.train", description=(TrainConfig.__doc__ or "").split("\n", 1)[0])
+    parser = ArgumentParser(
+        prog="python -m bgs.train",
+        description=f"{(TrainConfig.__doc__ or '').split(chr(10), 1)[0]} The defaults shown are those that the other "
+        "options given lead to.",
+        exit_on_error=False,  # its own way out prints every option before what is wrong with one
+    )
     parser.add_argument("--config", action="config", help="YAML file of settings; the command line overrides it.")
     parser.add_class_arguments(TrainConfig, nested_key=None, sub_configs=False)
     return parser
@@ -30,14 +38,31 @@ def parse_training(arguments: Sequence[str] | None = None) -> TrainConfig:
 
     Returns:
         The configuration: the preset of the backbone, then `--config`, then the other options.
+
+    Raises:
+        ValueError: an option is unknown or its value is refused.
     """
     words = config_first([with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)])
     parser = training_parser()
-    asked = parser.parse_args(words)
-    preset = PRESETS / f"{preset_for(asked)}.yaml"
-    found = parser.parse_args(["--config", str(preset), *words])
+    try:
+        asked = parser.parse_args([word for word in words if word not in HELP])
+        preset = PRESETS / f"{preset_for(asked)}.yaml"
+        if HELP & set(words):
+            parser.set_defaults(_dotted(yaml.safe_load(preset.read_text(encoding="utf-8"))))
+        found = parser.parse_args(["--config", str(preset), *words])
+    except ArgumentError as error:
+        raise ValueError(f"{' '.join(str(error).split())}; --help lists the options") from error
     instantiated = parser.instantiate(found)
     return TrainConfig(**{name: value for name, value in vars(instantiated).items() if name != "config"})
+
+
+def _dotted(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name every setting of groups by its dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        is_group = isinstance(value, dict) and name in GROUPS
+        found |= _dotted(value, f"{prefix}{name}.") if is_group else {f"{prefix}{name}": value}
+    return found
 
 
 def preset_for(asked: Namespace) -> str:

@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from bgs.config import FormatConfig
@@ -26,7 +27,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", help="folder for decoded clips (default: $BGS_CACHE or ~/.cache/bgs)")
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap draws (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of splits that the data lacks")
-    parser.add_argument("--one-indexed", action=argparse.BooleanOptionalAction, help="numbering of items in the data")
+    parser.add_argument("--items", nargs=3, metavar="COLUMN", help="the three item columns of a table of judgments")
+    parser.add_argument("--choice", metavar="COLUMN", help="the column that holds the odd one")
+    parser.add_argument("--participant", metavar="COLUMN", help="the participant column")
+    parser.add_argument("--choice-is", choices=("item", "position"), help="what the choice column holds")
+    parser.add_argument("--one-indexed", action=argparse.BooleanOptionalAction, help="whether numbering starts at 1")
     return parser
 
 
@@ -45,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bgs.evaluation.report import TABLE_WIDTH, table, write_json
     from bgs.evaluation.saved import evaluate_frozen, evaluate_run
 
-    format = None if options.one_indexed is None else FormatConfig(one_indexed=options.one_indexed)
+    format = FormatConfig(**{item.name: getattr(options, item.name) for item in fields(FormatConfig)})
     shared = {name: getattr(options, name) for name in ("split", "clips", "cache", "resamples", "seed")}
     try:
         if options.run is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from bgs.training.objective import Objective
 from bgs.training.resume import load_state, save_state
 from bgs.training.schedule import LearningRate
 from bgs.training.validation import Validation
+
+logger = logging.getLogger(__name__)
 
 STATE_SECONDS = 30.0
 """A fit's state is written at most this often, so that short epochs are not slowed by it."""
@@ -183,6 +186,8 @@ class Fit:
         else:
             score = self._validate(self._validation)
             bar.set_description(f"{self._label} (validation {score:.3f}, best {fitted.best_score:.3f})")
+        if self._progress and bar.disable:  # into a file goes a line an epoch instead of a bar
+            logger.info("%s: %s", self._label, _line(fitted, self._config.epochs))
         self._write_log(record)
 
     def _step(self, rows: NDArray[np.int64], epoch: int) -> list[float]:
@@ -254,6 +259,14 @@ class Fit:
         if self.fitted.scores:
             criterion = self._config.selection.criterion
             self._log.add_scalar(f"validation/{criterion}", self.fitted.scores[-1], self.fitted.epochs)
+
+
+def _line(fitted: Fitted, epochs: int) -> str:
+    """Say in one line what the last epoch came to."""
+    shown = {name: value for name, value in fitted.history[-1].items() if name in TERMS}
+    if fitted.scores:
+        shown["validation"] = fitted.scores[-1]
+    return f"epoch {fitted.epochs} of {epochs}, " + ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
 
 
 def _known_means(rows: list[list[float]]) -> list[float]:

@@ -106,6 +106,7 @@ class Run:
         place[used] = np.arange(len(used))
         self._splits = {name: place[rows] for name, rows in self._splits.items()}
         self._judgments = self._dataset.judgments.among(used, reindex=True)
+        self._check_judged()
         self._accelerator = make_accelerator(config)
         torch.manual_seed(config.seed)
         first = self._load_backbone()
@@ -159,8 +160,6 @@ class Run:
     def _hold_out(self) -> tuple[list[tuple[Rows, Held]], list[Fitted], dict[str, Any]]:
         """One model, trained on the training clips and held against the test clips."""
         splits = self._splits
-        if "test" not in splits or not len(self._judgments.among(splits["test"])):
-            raise ValueError(f"data: no judgment shows three of the {len(splits.get('test', []))} held-out clips")
         embedder, fitted, choice, fixed = self._train(splits["train"], splits.get("val"), "model")
         rows, held = self._hold(embedder, splits["test"], fixed)
         names = {name: self._names(rows) for name, rows in splits.items()}
@@ -173,8 +172,6 @@ class Run:
         held, fits, records = [], [], []
         train = np.sort(np.concatenate(list(self._splits.values())))
         for number, (rows, held_out) in enumerate(folds(train, config.folds, config.seed)):
-            if not len(self._judgments.among(held_out)):
-                raise ValueError(f"folds: no judgment shows three of the {len(held_out)} clips of fold {number}")
             embedder, fitted, choice, fixed = self._train(rows, None, f"fold-{number}/model")
             if fitted.stopped == "interrupted":
                 raise Interrupted
@@ -314,6 +311,23 @@ class Run:
         config = with_overrides(self._config, choice.overrides) if choice else self._config
         embedder = Embedder.load(target).to(self._accelerator.device)
         return embedder, Fitted(**found["fitted"]), choice, encoder_is_fixed(config)
+
+    def _check_judged(self) -> None:
+        """Refuse held-out clips that no judgment compares, before anything is trained."""
+        config, splits = self._config, self._splits
+        if config.folds:
+            train = np.sort(np.concatenate(list(splits.values())))
+            parts = [held_out for _, held_out in folds(train, config.folds, config.seed)]
+            bare = [f"{number} ({len(part)} clips)" for number, part in enumerate(parts) if not self._judged(part)]
+            if bare:
+                raise ValueError(
+                    f"folds: no judgment shows three held-out clips of fold {', '.join(bare)}; give fewer folds"
+                )
+        elif not self._judged(splits.get("test", np.arange(0))):
+            raise ValueError(f"data: no judgment shows three of the {len(splits.get('test', []))} held-out clips")
+
+    def _judged(self, rows: Rows) -> bool:
+        return len(self._judgments.among(rows)) > 0
 
     def _check_place(self) -> None:
         """Refuse an output folder that cannot be made, before any work is done for it."""

@@ -79,13 +79,13 @@ def find_columns(
         triples = _numbered_triples(header)
         if len(triples) != 1:
             found = f"{len(triples)} sets of three numbered columns" if triples else "no three numbered columns"
-            raise ValueError(f"{path}: {found} among {listed}; name the item columns with items=(..., ..., ...)")
+            raise ValueError(f"{path}: {found} among {listed}; name the three item columns (items)")
         items = triples[0]
     if choice is None:
         choices = [name for name in header if name.lower() in _CHOICE_NAMES]
         if len(choices) != 1:
             raise ValueError(
-                f"{path}: {len(choices) or 'no'} columns look like the choice among {listed}; name it with choice=..."
+                f"{path}: {len(choices) or 'no'} columns look like the choice among {listed}; name its column (choice)"
             )
         choice = choices[0]
     if participant is None:
@@ -93,7 +93,7 @@ def find_columns(
         if len(participants) > 1:
             raise ValueError(
                 f"{path}: {', '.join(map(repr, participants))} all look like the participant; "
-                "name it with participant=..."
+                "name its column (participant)"
             )
         participant = participants[0] if participants else None
     first, second, third = items
@@ -247,7 +247,7 @@ def _by_position(table: Table, column: str, shown: NDArray[np.int64], one_indexe
             which = "both 0 and 3" if from_zero else "neither 0 nor 3"
             raise ValueError(
                 f"{table.path}: column {column!r} holds positions with {which} among them; "
-                "say whether the first is 1 or 0 with one_indexed=True or False"
+                "say whether numbering starts at 1 (one_indexed)"
             )
         one_indexed = from_one
     places = positions - int(one_indexed)

@@ -166,9 +166,7 @@ def _tells_one(path: Path, lowest: int, highest: int, known: Sequence[str] | Non
         return False
     if known is not None and highest == len(known):
         return True
-    raise ValueError(
-        f"{path}: the lowest item number is {lowest}, so the first item may be 1 or 0; say one_indexed=True or False"
-    )
+    raise ValueError(f"{path}: the lowest item number is {lowest}, so say whether numbering starts at 1 (one_indexed)")
 
 
 def _read_names(path: Path) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import pytest
 
 from bgs.cli import parse_training, to_yaml, training_parser
 from bgs.config import PRESETS, TrainConfig, with_overrides
+from bgs.train import main
 
 
 def test_no_argument_is_the_demonstration() -> None:
@@ -68,10 +69,19 @@ def test_help_explains_every_field() -> None:
         (["--no.such", "1"], "no.such"),
     ],
 )
-def test_bad_settings_are_refused_by_name(arguments, message, capsys) -> None:
-    with pytest.raises((SystemExit, ValueError)) as error:
-        parse_training(arguments)
-    assert message in capsys.readouterr().err + str(error.value)
+def test_bad_settings_are_refused_by_name_in_one_line(arguments, message, capsys) -> None:
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(("words", "epochs"), [([], 24), (["--backbone", "text"], 40), (["--data", "x"], 50)])
+def test_help_shows_the_defaults_of_the_preset_in_force(words, epochs, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_training([*words, "--help"])
+    assert end.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"passes over the training clips, at most. (type: int, default: {epochs})" in told
 
 
 def test_candidates_override_by_dotted_name() -> None:

@@ -206,6 +206,22 @@ def test_folds_hold_every_clip_out_once(small: Path, tmp_path: Path) -> None:
     assert bgs.load(run).backbone.name == "videomae"
 
 
+def test_folds_without_judgments_are_refused_before_any_work(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "load_backbone", Mock(side_effect=AssertionError("a model was loaded")))
+    with pytest.raises(ValueError, match=r"folds: no judgment shows three held-out clips of fold 0 \(2 clips\), 1"):
+        Run(settings(small, tmp_path / "run", "--folds", "16"), progress=False)
+
+
+def test_a_log_file_gets_a_line_an_epoch(small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="bgs"):
+        Run(settings(small, tmp_path / "run")).execute()
+    lines = [line for line in caplog.messages if line.startswith("model: epoch")]
+    assert [line.partition(",")[0] for line in lines] == ["model: epoch 1 of 2", "model: epoch 2 of 2"]
+    assert all("loss" in line and "validation" in line for line in lines)
+
+
 def test_clips_must_be_there_and_whole(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "clips"
     shutil.copytree(small / "clips", folder)

@@ -67,7 +67,7 @@ def test_a_single_line(tmp_path):
 
 def test_numbers_from_one(tmp_path):
     path = saved(tmp_path, np.array(TRIPLETS) + 1)
-    with pytest.raises(ValueError, match="the lowest item number is 1, .* one_indexed=True or False"):
+    with pytest.raises(ValueError, match=r"the lowest item number is 1, .* starts at 1 \(one_indexed\)"):
         read_vice(path)
     judgments = read_vice(path, one_indexed=True)
     assert judgments.triplets.tolist() == TRIPLETS
