@@ -1,6 +1,6 @@
-"""How long attention of video tokens takes, forward and backward, with and without 3-D rotary embedding, in every kernel
-of PyTorch's, in flash-attn where it is installed, and here. Before anything is timed, results are held against the
-exact ones.
+"""How long attention of video tokens takes, forward and backward, with and without 3-D rotary embedding, in every
+kernel of PyTorch's, in flash-attn where it is installed, and here. Before anything is timed, results are held against
+the exact ones.
 
 ``python -m benchmarks.bench_attention --out FILE.json`` measures the shapes of the backbones; with ``--write``, or
 later with ``--adopt FILE.json``, what "auto" chooses on this kind of device is set to what was the fastest.
@@ -403,8 +403,7 @@ def new_results(path: Path, device: torch.device) -> Results:
 
 
 def adopt(content: dict[str, Any]) -> None:
-    """Let "auto" choose what was the fastest in a run, on its kind of device: of half precision on a GPU, of float32 on a
-    CPU."""
+    """Let "auto" choose what was the fastest in a run, on a GPU in half precision, on a CPU in float32."""
     on_cuda = "cuda" in content["environment"]
     found = fastest(content["cases"], ("bfloat16", "float16") if on_cuda else ("float32 highest",))
     bench_dispatch.adopt({"device_type": "cuda" if on_cuda else "cpu", "fastest": found})
