@@ -16,7 +16,7 @@ from bgs.models.embedder import Tune
 from bgs.models.head import HeadConfig
 from bgs.models.lora import LoraSettings
 
-BackboneName = Literal["vjepa2", "timesformer", "videomae", "clip", "text"]
+BackboneName = Literal["vjepa2", "vjepa21", "timesformer", "videomae", "clip", "text"]
 Mode = Literal["hybrid", "triplet", "rsa"]
 TripletForm = Literal["softmax", "margin"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

@@ -238,7 +238,7 @@ class Preprocess:
         """The published preprocessing of a backbone, for when a checkpoint brings no processor file.
 
         Args:
-            backbone: "vjepa2", "timesformer", "videomae" or "clip".
+            backbone: "vjepa2", "vjepa21", "timesformer", "videomae" or "clip".
             frames: frames a clip; the published checkpoint's number when None.
             size: side of the square input, pixels; the published one when None. The resize before the crop follows.
 
@@ -319,6 +319,17 @@ _PUBLISHED = {
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         resize_to=vjepa2_resize(256),
+        resampler="torch",
+    ),
+    # Its weights were published for 384 pixels; 16 frames, as most of pretraining saw, and V-JEPA 2's own evaluation
+    # transform at that size.
+    "vjepa21": Preprocess(
+        frames=16,
+        height=384,
+        width=384,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        resize_to=vjepa2_resize(384),
         resampler="torch",
     ),
     "timesformer": Preprocess(

@@ -23,6 +23,7 @@ from bgs.models.checkpoints import TINY, Checkpoint, resolve_checkpoint, weights
 # Name of a backbone -> module and class; imported when asked for, so that none pays for another's dependencies.
 _BACKBONES = {
     "vjepa2": ("bgs.models.vjepa2", "VJEPA2Backbone"),
+    "vjepa21": ("bgs.models.vjepa21", "VJEPA21Backbone"),
     "timesformer": ("bgs.models.timesformer", "TimesformerBackbone"),
     "videomae": ("bgs.models.videomae", "VideoMAEBackbone"),
     "clip": ("bgs.models.clip", "CLIPBackbone"),
@@ -180,7 +181,7 @@ def load_backbone(
     """Load a backbone: frozen, in eval mode, in float32, on the CPU.
 
     Args:
-        name: `vjepa2`, `timesformer`, `videomae`, `clip` or `text`.
+        name: `vjepa2`, `vjepa21`, `timesformer`, `videomae`, `clip` or `text`.
         checkpoint: a hub id, a folder written by transformers' (for text: sentence-transformers') `save_pretrained`,
             `tiny` for a small configuration with random weights, or None for the published default. A file of
             weights with a classification head, a decoder or a text tower loads as well: they are left behind.

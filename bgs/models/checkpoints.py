@@ -156,6 +156,30 @@ def load_encoder(
     return model.eval(), checkpoint
 
 
+def check_keys(file: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Insist that a file's weights are exactly the expected ones, in name and shape.
+
+    Raises:
+        ValueError: weights are missing, unknown or of another shape; all of them are named.
+    """
+    wrong_shape = [
+        f"{key} {tuple(found[key].shape)} for {tuple(expected[key].shape)}"
+        for key in sorted(expected.keys() & found.keys())
+        if expected[key].shape != found[key].shape
+    ]
+    faults = [
+        f"{label}: {', '.join(keys)}"
+        for label, keys in (
+            ("missing", sorted(expected.keys() - found.keys())),
+            ("unknown", sorted(found.keys() - expected.keys())),
+            ("of another shape", wrong_shape),
+        )
+        if keys
+    ]
+    if faults:
+        raise ValueError(f"{file}: weights do not fit; " + "; ".join(faults))
+
+
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """Fingerprint weights by content: sha256 over names, dtypes, shapes and bytes, in the order of the names.
 

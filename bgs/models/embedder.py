@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,11 +29,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from bgs.data.formats.writing import replacing_folder
 from bgs.data.preprocess import Preprocess
 from bgs.models.backbone import Backbone, backbone_class
-from bgs.models.checkpoints import Checkpoint, preserved_rng
+from bgs.models.checkpoints import Checkpoint, check_keys, preserved_rng
 from bgs.models.head import HeadConfig, build_head, unit_length
-from bgs.models.lora import adapter_parameters, check_keys, load_adapter
+from bgs.models.lora import adapter_parameters, load_adapter
 
 Tune = Literal["lora", "full", "head"]
 
@@ -144,20 +144,8 @@ class Embedder(nn.Module):
             foreign = sorted({path.name for path in target.iterdir()} - _OWN) if target.is_dir() else [target.name]
             if foreign:
                 raise FileExistsError(f"{target}: not replaced, it holds more than an embedder: {', '.join(foreign)}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-            written = Path(scratch) / "new"
-            written.mkdir()
-            self._write(written)
-            earlier = Path(scratch) / "old"
-            if target.exists():
-                os.replace(target, earlier)
-            try:
-                os.replace(written, target)
-            except OSError:
-                if earlier.exists():
-                    os.replace(earlier, target)
-                raise
+        with replacing_folder(target) as folder:
+            self._write(folder)
 
     def _write(self, folder: Path) -> None:
         backbone = self.backbone

@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bgs.models.backbone import Backbone
-from bgs.models.checkpoints import preserved_rng
+from bgs.models.checkpoints import check_keys, preserved_rng
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Scale of the probe that stands in for zero-initialised B: large enough to survive bfloat16, small against the weights.
 _PROBE_SCALE = 0.02
+# What encoders call the list of their transformer layers.
+_LAYERS = "layers?|blocks"
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def target_pattern(backbone: Backbone, settings: LoraSettings) -> str:
     chosen = chosen_layers(settings.layers, backbone.depth)
     if len(chosen) == backbone.depth:
         return targets
-    return rf"(?=.*\blayers?\.(?:{'|'.join(map(str, chosen))})\.)(?:{targets})"
+    return rf"(?=.*\b(?:{_LAYERS})\.(?:{'|'.join(map(str, chosen))})\.)(?:{targets})"
 
 
 def chosen_layers(layers: str, depth: int) -> range:
@@ -154,30 +156,6 @@ def load_adapter(backbone: Backbone, folder: Path) -> Backbone:
     set_peft_model_state_dict(encoder, weights)
     backbone.encoder = encoder.eval()
     return backbone
-
-
-def check_keys(file: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Insist that a file's weights are exactly the expected ones, in name and shape.
-
-    Raises:
-        ValueError: weights are missing, unknown or of another shape; all of them are named.
-    """
-    wrong_shape = [
-        f"{key} {tuple(found[key].shape)} for {tuple(expected[key].shape)}"
-        for key in sorted(expected.keys() & found.keys())
-        if expected[key].shape != found[key].shape
-    ]
-    faults = [
-        f"{label}: {', '.join(keys)}"
-        for label, keys in (
-            ("missing", sorted(expected.keys() - found.keys())),
-            ("unknown", sorted(found.keys() - expected.keys())),
-            ("of another shape", wrong_shape),
-        )
-        if keys
-    ]
-    if faults:
-        raise ValueError(f"{file}: weights do not fit; " + "; ".join(faults))
 
 
 def adapter_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:

@@ -11,7 +11,7 @@ import torch
 from bgs.data.preprocess import Preprocess
 
 SIZES = [(240, 320), (320, 240), (97, 131), (256, 256), (225, 224), (341, 256), (480, 854)]
-BACKBONES = ("vjepa2", "timesformer", "videomae", "clip")
+BACKBONES = ("vjepa2", "vjepa21", "timesformer", "videomae", "clip")
 
 
 def natural(height, width, frames=2, seed=0):
@@ -73,6 +73,9 @@ def test_published_settings():
     vjepa2 = Preprocess.default_for("vjepa2")
     assert (vjepa2.shape, vjepa2.resize_to, vjepa2.resampler) == ((64, 3, 256, 256), 292, "torch")
     assert Preprocess.default_for("vjepa2", size=384).resize_to == 438
+    assert Preprocess.default_for("vjepa21") == dataclasses.replace(
+        Preprocess.default_for("vjepa2", size=384), frames=16
+    )
     assert Preprocess.default_for("timesformer").mean == (0.45,) * 3
     assert Preprocess.default_for("videomae").shape == (16, 3, 224, 224)
     assert Preprocess.default_for("clip").interpolation == "bicubic"
@@ -129,7 +132,7 @@ def test_normalise_shapes_and_types():
 def test_json_round_trip(backbone):
     preprocess = dataclasses.replace(Preprocess.default_for(backbone), sampling="fps", fps=12.5, min_duration=1.0)
     assert Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
-    exact = dataclasses.replace(preprocess, resize="exact", resize_to=(300, 400))
+    exact = dataclasses.replace(preprocess, resize="exact", resize_to=(400, 500))
     assert Preprocess.from_dict(json.loads(json.dumps(exact.to_dict()))) == exact
 
 

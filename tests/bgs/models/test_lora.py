@@ -11,10 +11,12 @@ from transformers import AutoModel, CLIPVisionModelWithProjection, TimesformerMo
 
 from bgs.models import Embedder, LoraSettings, apply_lora, check_adapters_receive_gradient
 from bgs.models.lora import adapter_parameters, chosen_layers, load_adapter
+from bgs.models.vjepa21 import VJEPA21Model
 
-ALL = ("vjepa2", "timesformer", "videomae", "clip", "text")
+ALL = ("vjepa2", "vjepa21", "timesformer", "videomae", "clip", "text")
 PLAIN = {
     "vjepa2": VJEPA2Model,
+    "vjepa21": VJEPA21Model,
     "timesformer": TimesformerModel,
     "videomae": VideoMAEModel,
     "clip": CLIPVisionModelWithProjection,
@@ -23,6 +25,7 @@ PLAIN = {
 # Linear layers that LoRA wraps in one transformer layer, as the design lists them.
 PER_LAYER = {
     "vjepa2": ["attention.key", "attention.proj", "attention.query", "attention.value", "mlp.fc1", "mlp.fc2"],
+    "vjepa21": ["attn.proj", "attn.qkv", "mlp.fc1", "mlp.fc2"],
     "timesformer": [
         "attention.attention.qkv",
         "attention.output.dense",
@@ -74,7 +77,7 @@ def fill_adapters(backbone, seed: int = 0) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_wraps_the_listed_layers_and_nothing_else(name, small):
     backbone = apply_lora(small(name))
-    layers = "vision_model.encoder.layers" if name == "clip" else "encoder.layer"
+    layers = {"clip": "vision_model.encoder.layers", "vjepa21": "blocks"}.get(name, "encoder.layer")
     assert wrapped_modules(backbone) == sorted(f"{layers}.{n}.{part}" for n in (0, 1) for part in PER_LAYER[name])
     config = backbone.encoder.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (8, 16, 0.1)
@@ -95,10 +98,10 @@ def test_starts_as_no_change(name, small, batch_for):
 @pytest.mark.parametrize(
     ("layers", "expected"), [("all", [0, 1, 2, 3]), ("last:1", [3]), ("last:4", [0, 1, 2, 3]), ("1-2", [1, 2])]
 )
-@pytest.mark.parametrize("name", ["timesformer", "clip"])
+@pytest.mark.parametrize("name", ["timesformer", "clip", "vjepa21"])
 def test_layer_choice(name, layers, expected, small):
     backbone = apply_lora(small(name, num_hidden_layers=4), LoraSettings(rank=1, layers=layers))
-    found = {int(re.search(r"layers?\.(\d+)\.", module)[1]) for module in wrapped_modules(backbone)}
+    found = {int(re.search(r"(?:layers?|blocks)\.(\d+)\.", module)[1]) for module in wrapped_modules(backbone)}
     assert sorted(found) == expected
 
 

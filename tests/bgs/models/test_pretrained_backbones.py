@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from bgs.models import load_backbone
+from bgs.models.vjepa21 import VJEPA21Config, VJEPA21Model
 
 FRAMES, SIZE = 4, 32
 SHAPE = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2)
@@ -89,6 +90,12 @@ CASES = {
         "vjepa2",
         lambda: VJEPA2ForVideoClassification(vjepa2_config()),
         lambda m, x: m.vjepa2(pixel_values_videos=x, skip_predictor=True).last_hidden_state.mean(1),
+        IMAGENET,
+    ),
+    "vjepa21": Case(
+        "vjepa21",
+        lambda: VJEPA21Model(VJEPA21Config(**SHAPE, crop_size=SIZE, frames_per_clip=FRAMES)),
+        lambda m, x: m(pixel_values_videos=x).last_hidden_state.mean(1),
         IMAGENET,
     ),
     "timesformer": Case(
@@ -219,7 +226,7 @@ def test_processor_of_another_size_is_scaled_to_the_model(tmp_path, caplog):
     assert "224x224" in caplog.text and "32x32" in caplog.text
 
 
-@pytest.mark.parametrize("backbone", ["vjepa2", "timesformer", "clip"])
+@pytest.mark.parametrize("backbone", ["vjepa2", "vjepa21", "timesformer", "clip"])
 def test_another_architecture_is_named(backbone, tmp_path):
     VideoMAEModel(videomae_config()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"model_type 'videomae'; backbone '{backbone}' loads '{backbone}'"):
@@ -286,7 +293,7 @@ def test_hub_out_of_reach_says_what_was_tried():
 
 
 def test_unknown_backbone():
-    with pytest.raises(ValueError, match="backbone 'resnet' is unknown; expected one of vjepa2, timesformer"):
+    with pytest.raises(ValueError, match="backbone 'resnet' is unknown; expected one of vjepa2, vjepa21, timesformer"):
         load_backbone("resnet")
 
 

@@ -54,7 +54,7 @@ def settings(data: Path, output: Path, *more: str) -> TrainConfig:
     return parse_training([*words, "--epochs", "2", "--batch-clips", "12", "--resamples", "20", *more])
 
 
-@pytest.mark.parametrize("backbone", ["vjepa2", "timesformer", "videomae", "clip"])
+@pytest.mark.parametrize("backbone", ["vjepa2", "vjepa21", "timesformer", "videomae", "clip"])
 @pytest.mark.parametrize("tune", ["lora", "full"])
 def test_every_backbone_trains_from_the_command_line(backbone: str, tune: str, small: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
