@@ -11,6 +11,7 @@ import copy
 import functools
 import itertools
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +118,9 @@ class Views:
     Args:
         size: one of ``SIZES``.
         device: where it is.
+
+    Attributes:
+        fused: how many modules of the accelerated view run fused, by kind.
     """
 
     def __init__(self, size: str, device: torch.device) -> None:
@@ -141,6 +145,7 @@ class Views:
             tokens = (about.frames // config.tubelet_size) * (config.crop_size // config.patch_size) ** 2
             self.inputs = torch.randn(about.clips, tokens, config.hidden_size, generator=draw, device=device)
         self.direction = torch.randn(self._shape(), generator=draw, device=device)
+        self.fused: dict[str, int] = {}
         self._views: dict[str, Backbone] = {}
 
     def view(self, name: str) -> Backbone:
@@ -155,7 +160,8 @@ class Views:
             if name == "accelerated":
                 if not hasattr(bgs_kernels, "accelerate"):
                     raise Unsupported("bgs_kernels has no accelerate")
-                bgs_kernels.accelerate(made.encoder)
+                report = bgs_kernels.accelerate(made.encoder)
+                self.fused = {kind: len(names) for kind, names in report.fused.items()}
             elif name == "compile":
                 torch._dynamo.reset()
                 for layer in made.model.modules():
@@ -235,11 +241,15 @@ def contender(name: str, size: str, kind: str, device: torch.device) -> Contende
     model = made.view(name)
     autocast = device.type == "cuda"
     parts = ("embedding",) if kind == "inference" else tuple(_exact_and_eager(size, device)[0])
+    warned: list[str] = []
+    about = {"fused": made.fused, "warnings": warned} if name == "accelerated" else {}
 
     def results() -> dict[str, torch.Tensor]:
         model.set_gradient_checkpointing(False)
         model.eval()
-        found = made.results(model, autocast=autocast)
+        with warnings.catch_warnings(record=True) as caught:  # what falls back to plain modules says so
+            found = made.results(model, autocast=autocast)
+        warned.extend(f"{each.category.__name__}: {each.message}"[:300] for each in caught)
         model.set_gradient_checkpointing(kind == "checkpointed step")
         model.train(kind != "inference")
         return {part: found[part] for part in parts}
@@ -251,7 +261,7 @@ def contender(name: str, size: str, kind: str, device: torch.device) -> Contende
     def train() -> tuple[torch.Tensor, ...]:
         return made.differentiated(model, autocast=autocast)[1]
 
-    return Contender(infer if kind == "inference" else train, results)
+    return Contender(infer if kind == "inference" else train, results, about)
 
 
 def measure(what: dict[str, Any]) -> dict[str, Any]:

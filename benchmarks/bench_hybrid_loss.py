@@ -22,7 +22,7 @@ import pytest
 import torch
 
 import bgs_kernels
-from benchmarks import environment, oracle, runner, timing
+from benchmarks import command, environment, oracle, runner, timing
 from benchmarks.paired import Unsupported
 from benchmarks.results import Results, rates
 from bgs_kernels import available_backends, hybrid_loss, pairwise_distance
@@ -493,7 +493,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--contenders", nargs="+", choices=names, default=names)
     parser.add_argument("--seconds", type=float, default=480.0, help="for everything; what is left over is skipped")
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
     sizes = tuple(given.sizes or (SMALL if given.quick else ON_CUDA if device.type == "cuda" else ON_CPU))
     # a CPU has no TF32
@@ -503,7 +502,6 @@ def main(arguments: list[str] | None = None) -> int:
         for mode in MODES
         if mode.split()[0] in given.dtypes and (mode == "bfloat16" or mode.split()[1] in precisions)
     )
-    given.out.parent.mkdir(parents=True, exist_ok=True)
     results = Results(
         given.out,
         device,
@@ -514,15 +512,8 @@ def main(arguments: list[str] | None = None) -> int:
         rates=_rates,
         settings={**SETTINGS, "metric": "cosine", "triplet": "softmax", "rsa": "pearson"},
     )
-    runner.run(
-        jobs(device, tuple(given.contenders), sizes, modes, 0.1 if given.quick else 0.3),
-        module="benchmarks.bench_hybrid_loss",
-        seconds=given.seconds,
-        record=results.record,
-    )
-    for case in results.wrong():
-        logger.error("wrong: %s, %s, %s: %s", case["size"], case["mode"], case["contender"], case["reason"])
-    return 1 if results.wrong() else 0
+    todo = jobs(device, tuple(given.contenders), sizes, modes, 0.1 if given.quick else 0.3)
+    return command.run(results, todo, module="benchmarks.bench_hybrid_loss", seconds=given.seconds)
 
 
 @pytest.fixture(params=["cpu", "cuda"])

@@ -136,14 +136,9 @@ class Case:
     dropout: float
 
     @property
-    def label(self) -> str:
-        """Its size, in the table's words."""
-        return f"{self.size}, r {self.rank}"
-
-    @property
     def mode(self) -> str:
-        """Its mode, likewise."""
-        return f"{self.dtype}, dropout {self.dropout:g}"
+        """Its mode, in the table's words."""
+        return f"{self.dtype}, r {self.rank}, dropout {self.dropout:g}"
 
 
 @dataclass(frozen=True)
@@ -465,7 +460,7 @@ def _job(kind: str, device: torch.device, case: Case, names: list[str], seconds:
         "device": str(device),
         "seconds": seconds,
         "case": asdict(case),
-        "size": case.label,
+        "size": case.size,
         "mode": case.mode,
         "contenders": names,
     }

@@ -66,6 +66,9 @@ def run(results: Results, jobs: Iterable[runner.Job], *, module: str, seconds: f
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     results.path.parent.mkdir(parents=True, exist_ok=True)
     runner.run(results.repeated(jobs), module=module, seconds=seconds, record=results.record)
+    cases = results.content["cases"]
+    left_out = sum(case["status"] == "skipped" for case in cases)
+    logger.info("%d of %d cases were left out; %s says why", left_out, len(cases), results.path)
     for bar in results.content["bars"]:
         found = "not measured" if bar["found"] is None else f"{bar['found']:.3g} ({'met' if bar['met'] else 'missed'})"
         logger.info("%s %s: %s, %d cases", bar["what"], bar["required"], found, bar["cases"])

@@ -15,6 +15,9 @@ from benchmarks import environment, runner
 
 logger = logging.getLogger(__name__)
 
+RATIOS = ("graph_faster_than", "faster_than")
+"""Where a case holds how many times faster it is than others: as a CUDA graph, and as steps from an idle device on."""
+
 
 class Results:
     """The JSON file of a run.
@@ -91,14 +94,19 @@ class Results:
         return [case for case in self.content["cases"] if case["status"] == "wrong"]
 
     def _time(self, what: dict[str, Any], name: str, outcome: dict[str, Any]) -> None:
-        if self._case(what, name) is not None:  # it took part again for the sake of another one
+        known = self._case(what, name)
+        if known is not None:  # it took part again for the sake of another: what is new is how it compares with that
+            for key in RATIOS:
+                if key in known:
+                    known[key] = outcome.get(key, {}) | known[key]
             return
         case = {"size": what["size"], "mode": what["mode"], "contender": name, **self._about(what), **outcome}
         if "step_ms" in case:
             case["rates"] = self._rates(case, self.content["ceilings"])
         self.content["cases"].append(case)
         said = f"{case['step_ms']['median_ms']:.3f} ms" if "step_ms" in case else case.get("reason", "")
-        logger.info("%s, %s, %s: %s", case["size"], case["mode"], name, said)
+        level = logging.DEBUG if case["status"] == "skipped" else logging.INFO
+        logger.log(level, "%s, %s, %s: %s", case["size"], case["mode"], name, said)
 
     def _count(self, what: dict[str, Any], name: str, outcome: dict[str, Any]) -> None:
         case = self._case(what, name)
@@ -143,7 +151,7 @@ def rates(todo: dict[str, float], ceiling: str, case: dict[str, Any], ceilings: 
 def faster_than(case: dict[str, Any], baseline: str) -> float | None:
     """Give how many times faster a case is than a baseline of the same comparison: of the time on the device where both
     ran as CUDA graphs, else of steps started on an idle device; None where one of them was not measured."""
-    for key in ("graph_faster_than", "faster_than"):
+    for key in RATIOS:
         if baseline in case.get(key, {}):
             return float(case[key][baseline]["median"])
     return None
