@@ -109,3 +109,34 @@ def test_steps_take_turns(monkeypatch):
     assert warm == list("abc") * timing.WARM_UP
     rounds = ["".join(measured[at : at + 3]) for at in range(0, len(measured), 3)]
     assert rounds == ["abc", "bca", "cab", "abc", "bca"]
+
+
+def test_graphs_are_timed_where_they_can_be_captured(monkeypatch):
+    steps = {name: functools.partial(int, place) for place, name in enumerate(("first", "waits", "breaks"))}
+
+    def captured(step, device):
+        if step is steps["waits"]:
+            raise timing.WaitsForDevice("it waits")
+        if step is steps["breaks"]:
+            raise RuntimeError("it cannot be")
+        return step
+
+    monkeypatch.setattr(timing, "captured", captured)
+    monkeypatch.setattr(timing, "_clock", lambda device: timing._cpu_clock)
+    monkeypatch.setattr(timing, "peak_bytes", lambda step, device: 7)
+    monkeypatch.setattr(paired, "_synchronize", lambda device: None)
+    monkeypatch.setattr(paired, "_answers", lambda device: True)
+    outcome = paired.compare(
+        {name: off_by(0.0, step=step) for name, step in steps.items()},
+        exact=EXACT,
+        eager=EAGER,
+        ours=(),
+        baselines={"first": ("first",)},
+        device=torch.device("cuda"),
+        seconds=0.001,
+    )
+    found = outcome["contenders"]
+    assert all(each["status"] == "ok" and each["peak_bytes"] == 7 and "step_ms" in each for each in found.values())
+    assert found["first"]["graph_faster_than"]["first"]["median"] == 1.0
+    assert found["waits"]["no_graph"] == "it waits" and "graph_ms" not in found["waits"]
+    assert found["breaks"]["no_graph"] == "RuntimeError: it cannot be" and outcome["restart_process"]
