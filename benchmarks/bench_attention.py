@@ -3,7 +3,7 @@ kernel of PyTorch's, in flash-attn where it is installed, and here. Before anyth
 the exact ones.
 
 ``python -m benchmarks.bench_attention --out FILE.json`` measures the shapes of the backbones; with ``--write``, or
-later with ``--adopt FILE.json``, what "auto" chooses on this kind of device is set to what was the fastest.
+later with ``--adopt FILE.json``, what "auto" chooses on this GPU is set to what was the fastest.
 """
 
 from __future__ import annotations
@@ -324,29 +324,31 @@ def bars(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def fastest(cases: list[dict[str, Any]], dtypes: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """Say which backend of ``attention`` is the fastest from how many tokens on.
+def fastest(cases: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Say which backend of ``attention`` is the fastest in half precision, the mean of bfloat16 and float16.
 
     Args:
         cases: all cases of one run.
-        dtypes: of the cases that count.
 
     Returns:
-        as ``bench_dispatch.fastest`` does: by op, the least number of tokens and a backend.
+        by width of a head, with " rope" where queries and keys are turned: from how many tokens on, and the backend.
     """
-    by_tokens: dict[int, dict[str, list[float]]] = {}
+    ratios: dict[str, dict[int, dict[str, list[float]]]] = {}
     for case in cases:
-        if case["contender"] in dispatch.BACKENDS and case["dimensions"]["dtype"] in dtypes:
-            ratio = faster_than(case, "eager")
-            if ratio is not None:
-                of_tokens = by_tokens.setdefault(case["dimensions"]["tokens"], {})
-                of_tokens.setdefault(case["contender"], []).append(ratio)
-    # bench_dispatch compares times: here those over eager's own, in the mean of all cases of so many tokens
-    times = {
-        str(tokens): {name: 1 / paired.geometric_mean(found) for name, found in by_name.items()}
-        for tokens, by_name in sorted(by_tokens.items())
-    }
-    return bench_dispatch.fastest({"attention": times}) if times else {}
+        about, ratio = case["dimensions"], faster_than(case, "eager")
+        if case["contender"] in dispatch.BACKENDS and about["dtype"] in ("bfloat16", "float16") and ratio is not None:
+            of_head = ratios.setdefault(f"{about['width']}{' rope' if about['rope'] else ''}", {})
+            of_head.setdefault(about["tokens"], {}).setdefault(case["contender"], []).append(ratio)
+    # bench_dispatch compares times: here those over eager's own
+    return bench_dispatch.fastest(
+        {
+            head: {
+                str(tokens): {name: 1 / paired.geometric_mean(found) for name, found in by_name.items()}
+                for tokens, by_name in by_tokens.items()
+            }
+            for head, by_tokens in ratios.items()
+        }
+    )
 
 
 def jobs(device: torch.device, names: tuple[str, ...], sizes: tuple[str, ...], seconds: float) -> Iterator[runner.Job]:
@@ -403,10 +405,21 @@ def new_results(path: Path, device: torch.device) -> Results:
 
 
 def adopt(content: dict[str, Any]) -> None:
-    """Let "auto" choose what was the fastest in a run, on a GPU in half precision, on a CPU in float32."""
-    on_cuda = "cuda" in content["environment"]
-    found = fastest(content["cases"], ("bfloat16", "float16") if on_cuda else ("float32 highest",))
-    bench_dispatch.adopt({"device_type": "cuda" if on_cuda else "cpu", "fastest": found})
+    """Let "auto" choose what was the fastest in a run, on the GPU that it ran on.
+
+    Raises:
+        ValueError: it ran on a CPU, where "auto" does not go by measurements.
+    """
+    from bgs_kernels.attention.measured import FASTEST
+
+    device = content["environment"]["device"]
+    if "cuda" not in content["environment"]:
+        raise ValueError(f"adopt: expected results of a GPU, got those of {device}")
+    table = json.loads(FASTEST.read_text(encoding="utf-8"))
+    table[device] = fastest(content["cases"])
+    part = FASTEST.with_suffix(".part")
+    part.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    part.replace(FASTEST)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +119,7 @@ DEFINITIONS = {
     "frozen": "the frozen layer alone: output and gradient of the input; for queries, keys and values as one product",
     "compile": "torch.compile of peft's layer",
     "auto": "lora_linear or lora_qkv, with the backend left to be chosen",
+    "triton WAY": "the Triton backend, computing in this way wherever the way serves",
     "flops": "useful operations: 6 M (K O) less the weight's gradient, and 6 M r (K + O) for the adapter",
     "bytes": "input and frozen weight read once in the forward and once in the backward, the gradient of the output"
     " read, the output and the gradient of the input written",
@@ -207,8 +209,15 @@ def make_problem(case: Case, device: torch.device) -> Problem:
 
 
 def contenders(device: torch.device) -> tuple[str, ...]:
-    """Name what can be measured on a device, the most important first."""
-    ways = ("triton",) if device.type == "cuda" and "triton" in available_backends("lora_linear") else ()
+    """Name what can be measured on a device, the most important first.
+
+    Triton's interpreter is no backend to be measured: on a CPU the Triton backend is left out.
+    """
+    ways: tuple[str, ...] = ()
+    if device.type == "cuda" and "triton" in available_backends("lora_linear"):
+        from bgs_kernels.lora.launch import WAYS
+
+        ways = tuple(f"triton {way}" for way in WAYS)
     return ("peft", "frozen", "auto", *ways, "compile")
 
 
@@ -230,7 +239,9 @@ def contender(name: str, problem: Problem) -> Contender:
     """
     if name == "frozen":
         return _frozen(problem)
-    forward: Forward = _forward(name, problem)
+    if name.startswith("triton "):
+        return _by_way(name.removeprefix("triton "), contender("triton", problem))
+    forward = _forward(name, problem)
     if name == "compile":
         torch._dynamo.reset()
         compiled = torch.compile(forward, dynamic=False)
@@ -241,6 +252,31 @@ def contender(name: str, problem: Problem) -> Contender:
         forward = compiled
     return Contender(
         lambda: _step(problem, forward, None), lambda: _named(problem, _step(problem, forward, problem.seed))
+    )
+
+
+def _by_way(way: str, contender: Contender) -> Contender:
+    """Let the Triton backend compute in one of its ways, wherever that way serves."""
+    from bgs_kernels.lora import launch
+
+    plans = {"forward_plan": launch.forward_plan, "backward_plan": launch.backward_plan}
+
+    def plan(name: str, described: Any) -> Any:
+        default = plans[name](described)
+        serves = way != "in-loop" or launch.serves_in_loop(described, is_forward=name == "forward_plan")
+        return replace(default, way=way) if serves else default
+
+    def by_way(compute: Callable[[], Any]) -> Any:
+        # for all threads: the backward has one of its own
+        with ExitStack() as stack:
+            for name in plans:
+                stack.enter_context(mock.patch.object(launch, name, functools.partial(plan, name)))
+            return compute()
+
+    return replace(
+        contender,
+        step=functools.partial(by_way, contender.step),
+        results=functools.partial(by_way, contender.results),
     )
 
 

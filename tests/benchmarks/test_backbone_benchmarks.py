@@ -89,33 +89,50 @@ def test_heads_computed_apart_are_those_computed_together(monkeypatch):
         torch.testing.assert_close(part, whole[name], rtol=1e-12, atol=1e-14)
 
 
-def test_the_fastest_attention_is_adopted_beside_other_ops(monkeypatch, tmp_path):
+def test_the_fastest_attention_is_adopted_for_its_gpu(monkeypatch, tmp_path):
     table = tmp_path / "fastest.json"
-    table.write_text('{"cuda": {"hybrid_loss": {"1": "triton"}, "attention": {"1": "reference"}}}')
-    monkeypatch.setattr(dispatch, "FASTEST", table)
+    table.write_text('{"another GPU": {"64": {"1": "sdpa"}}, "a GPU": {"64": {"1": "reference"}}}')
+    monkeypatch.setattr(pytest.importorskip("bgs_kernels.attention.measured"), "FASTEST", table)
     cases = [
         {
             "contender": name,
-            "dimensions": {"tokens": tokens, "dtype": dtype},
+            "dimensions": {"width": 64, "tokens": tokens, "dtype": dtype, "rope": rope},
             "graph_faster_than": {"eager": {"median": ratio}},
         }
-        for tokens, dtype, name, ratio in (
-            (8, "bfloat16", "sdpa", 2.0),
-            (8, "bfloat16", "triton", 1.0),
-            (2048, "bfloat16", "sdpa", 3.0),
-            (2048, "bfloat16", "triton", 4.0),
-            (2048, "float32 highest", "sdpa", 90.0),  # does not count
-            (8192, "float16", "SDPA flash", 99.0),  # is no backend
-            (8192, "float16", "sdpa", 3.0),
-            (8192, "float16", "triton", 3.1),
+        for tokens, dtype, rope, name, ratio in (
+            (2048, "bfloat16", "", "sdpa", 3.0),
+            (2048, "bfloat16", "", "triton", 4.0),
+            (2048, "float32 highest", "", "sdpa", 90.0),  # does not count
+            (8, "bfloat16", "", "sdpa", 2.0),
+            (8, "bfloat16", "", "triton", 1.0),
+            (8192, "float16", "", "SDPA flash", 99.0),  # is no backend
+            (8192, "float16", "", "sdpa", 3.1),
+            (8192, "float16", "", "triton", 3.0),  # no reason to change
+            (8, "bfloat16", "tiled", "sdpa", 1.0),
+            (8, "bfloat16", "tiled", "triton", 3.0),
+            (8, "bfloat16", "true", "sdpa", 1.0),
+            (8, "bfloat16", "true", "triton", 0.5),
         )
     ]
-    bench_attention.adopt({"environment": {"cuda": "13.0"}, "cases": cases})
+    bench_attention.adopt({"environment": {"device": "a GPU", "cuda": "13.0"}, "cases": cases})
     assert json.loads(table.read_text()) == {
-        "cuda": {"hybrid_loss": {"1": "triton"}, "attention": {"1": "sdpa", "2048": "triton"}}
+        "another GPU": {"64": {"1": "sdpa"}},
+        "a GPU": {"64": {"1": "sdpa", "2048": "triton"}, "64 rope": {"1": "triton"}},
     }
+    with pytest.raises(ValueError, match="a CPU"):
+        bench_attention.adopt({"environment": {"device": "a CPU"}, "cases": cases})
+
+
+def test_other_ops_keep_what_was_adopted_for_them(monkeypatch, tmp_path):
+    table = tmp_path / "fastest.json"
+    table.write_text('{"cpu": {"hybrid_loss": {"1": "native"}}}')
+    monkeypatch.setattr(dispatch, "FASTEST", table)
     bench_dispatch.adopt({"device_type": "cpu", "fastest": {"triplet_loss": {"1": "native"}}})
-    assert set(json.loads(table.read_text())) == {"cuda", "cpu"}
+    bench_dispatch.adopt({"device_type": "cuda", "fastest": {"triplet_loss": {"1": "triton"}}})
+    assert json.loads(table.read_text()) == {
+        "cpu": {"hybrid_loss": {"1": "native"}, "triplet_loss": {"1": "native"}},
+        "cuda": {"triplet_loss": {"1": "triton"}},
+    }
 
 
 def test_a_block_with_adapters_agrees_with_float64(with_memory):
