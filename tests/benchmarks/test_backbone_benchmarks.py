@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import bench_attention, bench_backbones, bench_dispatch, bench_lora, timing
+from benchmarks import bench_attention, bench_backbones, bench_dispatch, bench_lora, paired, timing
 from bgs_kernels import attention, dispatch, lora_linear
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -59,6 +59,24 @@ def test_a_wrong_projection_is_found(monkeypatch):
     outcomes = time_of(job_for(bench_lora, size="small 96-384", dtype="float32 highest", rank=16, dropout=0.1))
     assert outcomes["auto"]["status"] == "wrong" and "step_ms" not in outcomes["auto"]
     assert outcomes["peft"]["status"] == "ok"
+
+
+def test_the_triton_projections_go_the_way_that_is_asked_for(monkeypatch):
+    launch = pytest.importorskip("bgs_kernels.lora.launch")
+    case = bench_lora.Case("small 96-96", "float32 highest", 8, 0.0)
+    problem, (exact, _) = bench_lora.make_problem(case, CPU), bench_lora._exact_and_eager(case, CPU)
+    gone = []
+    search = launch.tuning.autotuned
+
+    def spy(key, default, others, run):
+        gone.append(default.way)
+        return search(key, default, others, run)
+
+    monkeypatch.setattr(launch.tuning, "autotuned", spy)
+    for way in launch.WAYS:
+        found = paired.errors(bench_lora.contender(f"triton {way}", problem).results(), exact)
+        assert all(error < 1e-6 for error in found.values()), (way, found)
+    assert gone == [way for way in launch.WAYS for _ in ("forward", "backward")]
 
 
 @pytest.mark.parametrize("rope", bench_attention.ROPES)
