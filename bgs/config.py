@@ -15,6 +15,7 @@ from bgs.data.augment import Augment
 from bgs.models.embedder import Tune
 from bgs.models.head import HeadConfig
 from bgs.models.lora import LoraSettings
+from bgs.models.pooling import Pooling
 
 BackboneName = Literal["vjepa2", "vjepa21", "timesformer", "videomae", "clip", "text"]
 Mode = Literal["hybrid", "triplet", "rsa"]
@@ -181,6 +182,10 @@ class TrainConfig:
         precision: `auto` is bf16 on a GPU that has it and fp32 elsewhere.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         frames: frames per clip; null for the checkpoint's own.
+        size: pixels per side of a frame, or [height, width], where the backbone takes other sizes than the
+            checkpoint's own (`vjepa2`); null for that.
+        pooling: how an encoder's tokens become one vector: `default`, the backbone's own way; `mean`; `cls`, where
+            there is a class token; or `attentive`, a learned query, which is trained with the head.
         val_share: share of the training clips that becomes validation, where the data defines none.
         test_share: share of the clips that is held out for the test, where the data defines none.
         min_clip: a clip shorter than this is refused, seconds.
@@ -214,6 +219,8 @@ class TrainConfig:
     precision: Precision = "auto"
     gradient_checkpointing: bool = True
     frames: int | None = None
+    size: int | list[int] | None = None
+    pooling: Pooling = "default"
     val_share: float = 0.2
     test_share: float = 0.2
     min_clip: float = 0.1

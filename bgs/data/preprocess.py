@@ -51,8 +51,9 @@ class Preprocess:
         interpolation: filter of the resize.
         antialias: whether the filter widens when scaling down (PIL's always does).
         resampler: whose arithmetic resizes. "pil" is Pillow's and what the image processors of transformers define;
-            "torch" is torch's 8-bit kernel, what torchvision and so the video processors run. They differ by one
-            grey level on up to one pixel in a hundred (two at most), which is more than 1e-5 after normalising.
+            "torch" is torch's 8-bit kernel, what torchvision and so the video processors run (with AVX2 or AVX-512;
+            on other processors torchvision rounds otherwise, torch itself does not). They differ by one grey level on
+            up to one pixel in a hundred (two at most), which is more than 1e-5 after normalising.
         rescale: factor from stored 0..255 to the range that `mean` and `std` are in.
         sampling: "uniform" takes the centres of `frames` equal parts of the clip's duration, "fps" takes `fps` frames
             a second about the clip's centre; moments outside the clip show its first or last frame.
@@ -255,16 +256,21 @@ class Preprocess:
             published = published.with_size(size)
         return published if frames is None else replace(published, frames=frames)
 
-    def with_size(self, size: int) -> Preprocess:
-        """The same preprocessing for a square input of another size; the resize before the crop scales along."""
+    def with_size(self, size: int | tuple[int, int]) -> Preprocess:
+        """The same preprocessing for an input of another size; the resize before the crop scales along.
+
+        Args:
+            size: pixels per side, or (height, width).
+        """
+        height, width = (size, size) if isinstance(size, int) else size
         scaled = self.resize_to
         if isinstance(scaled, tuple):
-            scaled = (scaled[0] * size // self.height, scaled[1] * size // self.width)
-        elif scaled == vjepa2_resize(self.height):
-            scaled = vjepa2_resize(size)  # from the rule, as 292 of 256 is already rounded
+            scaled = (scaled[0] * height // self.height, scaled[1] * width // self.width)
+        elif scaled == vjepa2_resize(max(self.height, self.width)):
+            scaled = vjepa2_resize(max(height, width))  # from the rule, as 292 of 256 is already rounded
         elif scaled is not None:
-            scaled = scaled * size // min(self.height, self.width)
-        return replace(self, height=size, width=size, resize_to=scaled)
+            scaled = max(scaled * height // self.height, scaled * width // self.width)
+        return replace(self, height=height, width=width, resize_to=scaled)
 
     @classmethod
     def from_pretrained_config(

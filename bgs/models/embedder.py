@@ -1,10 +1,10 @@
-"""The embedder: backbone, head and unit length, and the folder in which one is kept.
+"""The embedder: backbone, pooling, head and unit length, and the folder in which one is kept.
 
 A saved folder holds
 
-    embedder.json                what it is: backbone, checkpoint, head, and a sha256 of every other file
+    embedder.json                what it is: backbone, checkpoint, pooling, head, and a sha256 of every other file
     preprocessing.json           how a video file becomes input (video backbones)
-    head.safetensors             the head's weights (when it has any)
+    head.safetensors             the weights of the head, and of attentive pooling (when there are any)
     adapter/                     LoRA in peft's own format (when there is LoRA)
     base/                        the encoder by `save_pretrained`, when the checkpoint named in embedder.json does not
                                  hold its weights: random ones, or trained ones
@@ -20,7 +20,7 @@ import os
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 import torch
@@ -34,7 +34,12 @@ from bgs.data.preprocess import Preprocess
 from bgs.models.backbone import Backbone, backbone_class
 from bgs.models.checkpoints import Checkpoint, check_keys, preserved_rng
 from bgs.models.head import HeadConfig, build_head, unit_length
+from bgs.models.layers import Layers
 from bgs.models.lora import adapter_parameters, load_adapter
+from bgs.models.pooling import AttentivePooling, Pooling
+
+if TYPE_CHECKING:
+    from bgs.models.video import VideoBackbone
 
 Tune = Literal["lora", "full", "head"]
 
@@ -44,6 +49,7 @@ _PREPROCESSING = "preprocessing.json"
 _HEAD = "head.safetensors"
 _ADAPTER = "adapter"
 _BASE = "base"
+_FIELDS = {"backbone", "checkpoint", "checkpoint_digest", "encoder_digest", "pooling", "head", "normalise", "files"}
 _OWN = {_RECORD, _PREPROCESSING, _HEAD, _ADAPTER, _BASE}
 
 
@@ -62,15 +68,31 @@ class Embedder(nn.Module):
     Args:
         backbone: see `load_backbone`; adapters are put in by `apply_lora`, before or after.
         head: what follows the encoder; None for the published head.
+        pooling: how the encoder's tokens become one vector: `default`, the backbone's own way; `mean` over the tokens;
+            `cls`, the class token; or `attentive`, a learned query, which is trained with the head.
         normalise: whether embeddings are scaled to length 1.
 
     Attributes:
         dim: width of an embedding.
+        pooler: the learned pooling; None for the fixed ones.
+
+    Raises:
+        ValueError: the backbone has no such pooling.
     """
 
-    def __init__(self, backbone: Backbone, head: HeadConfig | None = None, *, normalise: bool = True):
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: HeadConfig | None = None,
+        *,
+        pooling: Pooling = "default",
+        normalise: bool = True,
+    ):
         super().__init__()
+        backbone.check_pooling(pooling)
         self.backbone = backbone
+        self.pooling = pooling
+        self.pooler = AttentivePooling(backbone.dim) if pooling == "attentive" else None
         self.head_config = head or HeadConfig()
         self.head = build_head(self.head_config, backbone.dim)
         self.normalise = normalise
@@ -90,12 +112,28 @@ class Embedder(nn.Module):
         Returns:
             (B, dim) float32, of length 1 (a zero vector stays zero) unless `normalise` is off.
         """
-        return self.project(self.backbone.embed(batch))
+        return self.project(self.features(batch))
+
+    def features(self, batch: Any) -> Tensor:
+        """Pool the encoder's tokens for a batch of stimuli into (B, backbone.dim): what `project` takes."""
+        if self.pooler is None:
+            return self.backbone.embed(batch, self.pooling)
+        tokens = cast("VideoBackbone", self.backbone).embed_tokens(batch)
+        pooled: Tensor = self.pooler(tokens.to(self.pooler.query.dtype))
+        return pooled
 
     def project(self, features: Tensor) -> Tensor:
         """Take the encoder's embeddings (B, backbone.dim) to the final ones (B, dim): the head and the scaling."""
         embeddings = self.head(features.to(next(self.head.parameters(), features).dtype))
         return unit_length(embeddings) if self.normalise else embeddings.float()
+
+    def embed_layers(self, batch: Any, layers: Layers = "all", pooling: Pooling = "mean") -> Tensor:
+        """Embed a batch of stimuli by what each layer of the encoder makes of them; see `Backbone.embed_layers`."""
+        return self.backbone.embed_layers(batch, layers, pooling)
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The parameters that follow the encoder: the head's and those of attentive pooling."""
+        return [*self.head.parameters(), *([] if self.pooler is None else self.pooler.parameters())]
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that `set_trainable` left open, for the optimiser."""
@@ -151,7 +189,7 @@ class Embedder(nn.Module):
         backbone = self.backbone
         if backbone.preprocess is not None:
             _write_json(folder / _PREPROCESSING, backbone.preprocess.to_dict())
-        if weights := {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}:
+        if weights := {name: tensor.contiguous() for name, tensor in self._head_state().items()}:
             save_file(weights, folder / _HEAD, metadata={"format": "pt"})
         if isinstance(backbone.encoder, PeftModel):
             backbone.encoder.save_pretrained(str(folder / _ADAPTER), save_embedding_layers=False)
@@ -167,6 +205,7 @@ class Embedder(nn.Module):
             "checkpoint": backbone.checkpoint.to_dict(),
             "checkpoint_digest": backbone.checkpoint_digest,
             "encoder_digest": digest,
+            "pooling": self.pooling,
             "head": asdict(self.head_config),
             "normalise": self.normalise,
             "dim": self.dim,
@@ -197,12 +236,20 @@ class Embedder(nn.Module):
         if f"{_ADAPTER}/adapter_config.json" in files:
             load_adapter(backbone, folder / _ADAPTER)
         with preserved_rng():
-            embedder = cls(backbone, HeadConfig(**record["head"]), normalise=record["normalise"])
-        expected = embedder.head.state_dict()
+            head = HeadConfig(**record["head"])
+            embedder = cls(backbone, head, pooling=record["pooling"], normalise=record["normalise"])
+        expected = embedder._head_state()
         weights = load_file(folder / _HEAD) if _HEAD in files else {}
         check_keys(folder / _HEAD, expected=expected, found=weights)
-        embedder.head.load_state_dict(weights, strict=True)
+        with torch.no_grad():
+            for name, tensor in expected.items():
+                tensor.copy_(weights[name])
         return embedder.requires_grad_(False).eval()
+
+    def _head_state(self) -> dict[str, Tensor]:
+        """The tensors that go into the head's file, by the names that they have there."""
+        pooler = {} if self.pooler is None else self.pooler.state_dict(prefix="pooling.")
+        return self.head.state_dict() | pooler
 
 
 def set_trainable(embedder: Embedder, mode: Tune) -> None:
@@ -210,7 +257,8 @@ def set_trainable(embedder: Embedder, mode: Tune) -> None:
 
     Args:
         embedder: its parameters' `requires_grad` is set.
-        mode: `lora`, adapters and head; `full`, the whole encoder and head; `head`, the head alone.
+        mode: `lora`, adapters and head; `full`, the whole encoder and head; `head`, the head alone. Attentive pooling
+            is of the head.
 
     Raises:
         ValueError: the mode is unknown, `lora` without adapters, `full` with adapters, or `head` without a head.
@@ -223,16 +271,20 @@ def set_trainable(embedder: Embedder, mode: Tune) -> None:
         raise ValueError(f"tune: 'lora', but backbone {backbone.name!r} has no adapters; see apply_lora")
     if mode == "full" and adapters:
         raise ValueError(f"tune: 'full', but backbone {backbone.name!r} has adapters, and they would train too")
-    if mode == "head" and not any(True for _ in embedder.head.parameters()):
+    head = embedder.head_parameters()
+    if mode == "head" and not head:
         raise ValueError("tune: 'head', but the head is 'none': nothing would be trained")
     embedder.requires_grad_(False)
-    embedder.head.requires_grad_(True)
+    for parameter in head:
+        parameter.requires_grad_(True)
     if mode == "lora":
         for parameter in adapters.values():
             parameter.requires_grad_(True)
     elif mode == "full":
         for parameter in backbone.encoder_parameters():
             parameter.requires_grad_(True)
+    if backbone.gradient_checkpointing:
+        backbone.set_gradient_checkpointing(True)  # other layers may train now
 
 
 def _load_encoder(folder: Path, record: dict[str, Any]) -> Backbone:
@@ -279,6 +331,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if record.get("format") != _FORMAT:
         raise ValueError(f"{path}: format {record.get('format')!r}; this version reads format {_FORMAT}")
+    if absent := sorted(_FIELDS - record.keys()):
+        raise ValueError(f"{path}: no field {', '.join(absent)}; was it saved by another version?")
     for name, expected in record["files"].items():
         file = folder / name
         if not file.is_file():

@@ -38,6 +38,7 @@ class VJEPA21Backbone(VideoBackbone):
     name = "vjepa21"
     model_class = VJEPA21Model
     model_types = ("vjepa21",)
+    any_size = True
     lora_targets = r"blocks\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.(?:fc1|fc2))"
 
     @classmethod
@@ -93,6 +94,10 @@ class VJEPA21Backbone(VideoBackbone):
         named = self.model.named_parameters()
         return [parameter for name, parameter in named if ".lora_" not in name and not idle.match(name)]
 
-    def pool(self, pixels: Tensor) -> Tensor:
-        tokens: Tensor = self.model(pixel_values_videos=pixels).last_hidden_state
-        return tokens.mean(1)
+    @property
+    def stack_name(self) -> str:
+        return "blocks"
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        found: Tensor = self.model(pixel_values_videos=pixels).last_hidden_state
+        return found

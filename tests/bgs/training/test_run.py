@@ -1,6 +1,7 @@
 """Whole runs on small synthetic data: training helps, runs repeat, resume, and are evaluated the same after loading."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +22,7 @@ from bgs.data.synthetic import make_dataset
 from bgs.evaluation import saved
 from bgs.evaluation.saved import evaluate_run
 from bgs.inputs import stimuli_digest, stimuli_of
+from bgs.models.pooling import AttentivePooling
 from bgs.models.text import CaptionStimuli
 from bgs.training import fit as fit_module
 from bgs.training import run as run_module
@@ -96,6 +98,55 @@ def test_a_loaded_run_scores_what_it_scored(small: Path, tmp_path: Path) -> None
         == 0
     )
     assert json.loads((tmp_path / "m.json").read_text()) == json.loads(json.dumps(again.to_dict()))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--tune", "head", "--pooling", "mean", "--backbone", "timesformer", "--augment", "null"],
+        ["--tune", "head", "--pooling", "attentive", "--augment", "null"],
+        ["--tune", "lora", "--pooling", "attentive", "--lora.ranks", "{last:1: 3, 0-1: 2}", "--lora.dora", "true"],
+        ["--tune", "lora", "--pooling", "cls", "--backbone", "clip", "--lora.rslora", "true"],
+        ["--tune", "lora", "--backbone", "vjepa2", "--size", "[32, 48]", "--lora.layers", "last:2"],
+    ],
+    ids=lambda more: "-".join(word.removeprefix("--") for word in more[:4]),
+)
+def test_choices_are_trained_saved_and_evaluated(more: list[str], small: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = settings(small, run, "--epochs", "1", *more)
+    result = Run(config, progress=False).execute()
+    assert evaluate_run(run, resamples=20).to_dict() == result.trained.to_dict()
+    loaded = bgs.load(run)
+    assert loaded.pooling == config.pooling
+    if config.size is not None:
+        assert [loaded.preprocess.height, loaded.preprocess.width] == [32, 48]
+    if config.pooling == "attentive":
+        start = AttentivePooling(loaded.backbone.dim).state_dict()
+        assert not any(torch.equal(value, start[name]) for name, value in loaded.pooler.state_dict().items())
+    if config.lora.ranks:
+        (adapter,) = loaded.backbone.encoder.peft_config.values()
+        assert sorted(adapter.rank_pattern.values()) == [2, 3] and adapter.use_dora
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--pooling", "cls"],
+            "pooling: 'cls'; backbone 'videomae' has default, mean, attentive (it has no class token)",
+        ),
+        (["--size", "48"], "size: this videomae checkpoint takes exactly 64x64, got 48"),
+        (["--tune", "lora", "--lora.ranks", "{last:9: 2}"], "lora.ranks: 'last:9' does not fit an encoder of 4 layers"),
+        (["--tune", "lora", "--lora.layers", "3-7"], "lora.layers: '3-7' does not fit an encoder of 4 layers"),
+        (["--tune", "lora", "--selection.candidates", "[{lora.layers: last:9}]"], "lora.layers: 'last:9' does not fit"),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused_before_any_clip_is_read(
+    more: list[str], message: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "stimuli_of", Mock(side_effect=AssertionError("clips were read")))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Run(settings(small, tmp_path / "run", *more), progress=False)
 
 
 def test_frozen_backbone_from_the_command_line(small: Path, tmp_path: Path) -> None:
