@@ -10,11 +10,10 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -259,19 +258,22 @@ def _by_way(way: str, contender: Contender) -> Contender:
     """Let the Triton backend compute in one of its ways, wherever that way serves."""
     from bgs_kernels.lora import launch
 
-    plans = {"forward_plan": launch.forward_plan, "backward_plan": launch.backward_plan}
+    defaults = launch.forward_plan, launch.backward_plan
 
-    def plan(name: str, described: Any) -> Any:
-        default = plans[name](described)
-        serves = way != "in-loop" or launch.serves_in_loop(described, is_forward=name == "forward_plan")
+    def plan(described: Any, *, is_forward: bool) -> Any:
+        default = defaults[0 if is_forward else 1](described)
+        serves = way != "in-loop" or launch.serves_in_loop(described, is_forward=is_forward)
         return replace(default, way=way) if serves else default
 
+    plans = functools.partial(plan, is_forward=True), functools.partial(plan, is_forward=False)
+
     def by_way(compute: Callable[[], Any]) -> Any:
-        # for all threads: the backward has one of its own
-        with ExitStack() as stack:
-            for name in plans:
-                stack.enter_context(mock.patch.object(launch, name, functools.partial(plan, name)))
+        # in the module and not by a context variable: the backward has a thread of its own
+        launch.forward_plan, launch.backward_plan = plans
+        try:
             return compute()
+        finally:
+            launch.forward_plan, launch.backward_plan = defaults
 
     return replace(
         contender,
