@@ -181,6 +181,8 @@ class TrainConfig:
         tune: what is trained: `lora` (adapters and head), `full` (the encoder and head) or `head`.
         precision: `auto` is bf16 on a GPU that has it and fp32 elsewhere.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
+        accelerate: run the encoder by fused kernels; null does on a GPU. What a run computes and saves is the same up
+            to rounding and to which entries the adapters' dropout draws.
         frames: frames per clip; null for the checkpoint's own.
         size: pixels per side of a frame, or [height, width], where the backbone takes other sizes than the
             checkpoint's own (`vjepa2`); null for that.
@@ -218,6 +220,7 @@ class TrainConfig:
     tune: Tune = "lora"
     precision: Precision = "auto"
     gradient_checkpointing: bool = True
+    accelerate: bool | None = None
     frames: int | None = None
     size: int | list[int] | None = None
     pooling: Pooling = "default"

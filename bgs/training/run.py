@@ -45,6 +45,7 @@ from bgs.models import (
     load_backbone,
     set_trainable,
 )
+from bgs.models.fused import run_fused
 from bgs.training.embedding import Kept, Through, frozen_features
 from bgs.training.fit import Fit, Fitted
 from bgs.training.selection import Choice, Interrupted, choose
@@ -272,6 +273,7 @@ class Run:
         set_trainable(embedder, config.tune)
         if fixed:
             return embedder, Kept(embedder, self._frozen)
+        run_fused(backbone, config.accelerate)
         if config.gradient_checkpointing:
             backbone.set_gradient_checkpointing(True)
         if config.tune == "lora":
@@ -412,9 +414,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def identity_of(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide a run's fits, JSON-ready: all but where things are kept and how it is evaluated."""
+    """The settings that decide a run's fits, JSON-ready: all but where things are kept, how fast and how evaluated."""
     settings: dict[str, Any] = yaml.safe_load(to_yaml(config))
-    for name in ("output", "resume", "cache", "resamples", "clips"):
+    for name in ("output", "resume", "cache", "resamples", "clips", "accelerate"):
         settings.pop(name)
     return settings
 

@@ -86,6 +86,22 @@ def test_a_seed_gives_the_same_run_bit_for_bit(small: Path, tmp_path: Path) -> N
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_fused_kernels_change_neither_the_run_nor_what_is_saved(small: Path, tmp_path: Path) -> None:
+    runs = {name: tmp_path / name for name in ("plain", "fused")}
+    for name, run in runs.items():
+        more = ("--tune", "lora", "--accelerate", "true" if name == "fused" else "false")
+        Run(settings(small, run, *more), progress=False).execute()
+    model, fused = (bgs.load(run).state_dict() for run in runs.values())
+    assert all(torch.equal(model[name], fused[name]) for name in model)
+    files = {path.relative_to(runs["plain"]) for path in (runs["plain"] / "model").rglob("*") if path.is_file()}
+    for file in files:
+        assert (runs["plain"] / file).read_bytes() == (runs["fused"] / file).read_bytes()
+    # finished: another answer to how it is run is no other run
+    Run(settings(small, runs["fused"], "--tune", "lora"), progress=False).execute()
+    with pytest.raises(FileExistsError):
+        Run(settings(small, runs["fused"], "--tune", "lora", "--lr", "1"), progress=False)
+
+
 def test_a_loaded_run_scores_what_it_scored(small: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = Run(settings(small, run, "--tune", "lora"), progress=False).execute()
