@@ -16,8 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bgs.data.cache import ClipCache
-from bgs.data.decode import ClipError, Decoder, choose_decoder, decode
+from bgs.data.decode import Decoder, choose_decoder, decode
 from bgs.data.preprocess import Preprocess
+from bgs.data.video_file import ClipError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 

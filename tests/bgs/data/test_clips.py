@@ -9,8 +9,9 @@ import torch
 
 from bgs.data import clips as module
 from bgs.data.clips import BrokenClipsError, ClipSet, check_clips, find_clips
-from bgs.data.decode import ClipError, decode
+from bgs.data.decode import decode
 from bgs.data.preprocess import Preprocess
+from bgs.data.video_file import ClipError
 
 SETTINGS = Preprocess.default_for("timesformer", frames=4, size=32)
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from bgs.data.decode import ClipError, choose_decoder, decode, probe
+from bgs.data.decode import choose_decoder, decode, probe
 from bgs.data.preprocess import Preprocess
+from bgs.data.video_file import ClipError
 
 
 def _has_torchcodec() -> bool:
