@@ -229,8 +229,7 @@ def _decoded(video: _Video, wanted: set[int]) -> Iterator[av.VideoFrame]:
     with video.read_again() as (stream, packets):
         context, position = stream.codec_context, 0
         for run in needed_runs(video.packets.stamps, video.packets.restarts, wanted):
-            if run.start > position:
-                context.flush_buffers()
+            context.flush_buffers()
             for packet in islice(packets, run.start - position, run.stop - position):
                 if skips:
                     context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"

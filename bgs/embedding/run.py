@@ -203,7 +203,7 @@ def _embed(
     except torch.OutOfMemoryError as error:
         tokens = len(usable) * (embedder.backbone.tokens_per_clip or 1)
         raise MemoryError(
-            f"out of memory on the GPU with {len(usable)} clips ({tokens} tokens) in a batch; try --tokens {tokens // 2}"
+            f"the GPU has no memory for {len(usable)} clips ({tokens} tokens) in a batch; try --tokens {tokens // 2}"
         ) from error
     finite = np.isfinite(embeddings).reshape(len(usable), -1).all(1)
     if not finite.all():

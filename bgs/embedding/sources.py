@@ -1,4 +1,4 @@
-"""From what is named on a command line - files, folders, patterns, lists - to video files, each once, in a fixed order."""
+"""From what a command line names - files, folders, patterns, lists - to video files, each once, in a fixed order."""
 
 from __future__ import annotations
 
