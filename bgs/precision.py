@@ -7,10 +7,14 @@ import torch
 from bgs.config import Precision
 
 
-def chosen_precision(precision: Precision) -> Precision:
-    """Resolve `auto`: bf16 where there is a GPU that computes in it, else fp32."""
+def chosen_precision(precision: Precision, *, on_gpu: bool) -> Precision:
+    """Resolve `auto`: bf16 on a GPU that computes in it, else fp32.
+
+    Args:
+        precision: what was asked for.
+        on_gpu: whether the model runs on one.
+    """
     if precision != "auto":
         return precision
     # Older GPUs emulate bf16, slowly.
-    fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if fast else "fp32"
+    return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -27,6 +26,7 @@ from bgs.embedding.shards import Shard, Shards
 from bgs.embedding.tables import Table, write_table
 from bgs.models import Embedder
 from bgs.models.batching import clips_per_batch
+from bgs.models.layers import Layers, layer_numbers
 from bgs.precision import chosen_precision
 
 logger = logging.getLogger(__name__)
@@ -86,8 +86,8 @@ def embed_files(
         output: the table; see `write_table`.
         name: the model's, for the record.
         precision: what the encoder computes in.
-        layers: instead of embeddings the mean over the tokens of each layer: `all`, or numbers such as `0,6,12`; 0 is
-            what enters the first layer.
+        layers: instead of embeddings the mean over the tokens of each of these layers: `all`, or numbers such as
+            `0,6,12`; see `Backbone.embed_layers`.
         tokens: tokens in a batch; None for what suits the device.
         workers: files decoded at a time; None for the number of usable cores.
         progress: whether to show a progress bar.
@@ -105,7 +105,8 @@ def embed_files(
     chosen = chosen_layers(embedder, layers)
     clips = ClipSet(files, preprocess, cache=None, workers=workers)
     size = clips_per_batch(embedder.backbone, tokens)
-    about = describe(embedder, name, clips, chosen_precision(precision), chosen, size)
+    resolved = chosen_precision(precision, on_gpu=embedder.backbone.device.type == "cuda")
+    about = describe(embedder, name, clips, resolved, chosen, size)
     shards = Shards(output, about)
     groups = [list(range(start, min(start + size, len(files)))) for start in range(0, len(files), size)]
     named = [[files[row] for row in group] for group in groups]
@@ -130,15 +131,17 @@ def embed_files(
                 shards.write(named[place], made)
                 found[place] = made
                 bar.update(len(group))
-    shape = (0, embedder.dim) if chosen is None else (0, len(chosen), embedder.backbone.dim)
-    table, errors = _assemble(named, found, np.empty(shape, np.float32), chosen, about)
-    if table.files:
-        write_table(output, table)
+    results = [(names, shard) for names, shard in zip(named, found, strict=True) if shard is not None]
+    kept = [name for names, shard in results for place, name in enumerate(names) if place not in shard.errors]
+    errors = [ClipError(Path(names[at]), why) for names, shard in results for at, why in shard.errors.items()]
+    if kept:
+        parts = [shard.embeddings for _, shard in results if len(shard.embeddings)]
+        write_table(output, Table(kept, np.concatenate(parts), chosen, about))
     shards.remove()
-    seconds = time.perf_counter() - begin
-    said = f"{len(table.files)} of {len(files)} files embedded" if table.files else "not written: no file could be used"
-    logger.info("%s: %s, %.1f clips a second", output, said, len(todo) / seconds)
-    return Outcome(len(table.files), errors)
+    rate = len(todo) / (time.perf_counter() - begin)
+    said = f"{len(kept)} of {len(files)} files embedded" if kept else "not written: no file could be used"
+    logger.info("%s: %s, %.1f clips a second", output, said, rate)
+    return Outcome(len(kept), tuple(errors))
 
 
 def chosen_layers(embedder: Embedder, layers: str | None) -> list[int] | None:
@@ -149,16 +152,11 @@ def chosen_layers(embedder: Embedder, layers: str | None) -> list[int] | None:
     """
     if layers is None:
         return None
-    backbone = embedder.backbone
-    if not hasattr(backbone, "embed_layers"):
-        raise ValueError(f"layers: backbone {backbone.name!r} does not give what its layers make of a clip")
-    words = [str(number) for number in range(backbone.depth + 1)] if layers == "all" else layers.split(",")
     try:
-        numbers = [int(word) for word in words]
+        wanted: Layers = "all" if layers == "all" else [int(word) for word in layers.split(",")]
     except ValueError:
         raise ValueError(f"layers: {layers!r}; expected 'all' or numbers such as 0,6,12") from None
-    if wrong := [number for number in numbers if not 0 <= number <= backbone.depth]:
-        raise ValueError(f"layers: {wrong[0]}; expected 0 to {backbone.depth}")
+    numbers = layer_numbers(wanted, embedder.backbone.depth)
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"layers: {layers!r} names a layer twice")
     return numbers
@@ -175,7 +173,8 @@ def describe(
         "digest": embedder.digest(),
         "backbone": backbone.name,
         "checkpoint": {key: getattr(backbone.checkpoint, key) for key in ("kind", "reference", "revision", "seed")},
-        "head": embedder.head_config.kind,
+        "head": embedder.head_config.kind if layers is None else "none",
+        "pooling": "mean" if layers is not None else embedder.pooling,
         "unit_length": embedder.normalise and layers is None,
         "layers": layers,
         "preprocess": clips.preprocess.to_dict(),
@@ -215,27 +214,8 @@ def _embed(
 
 
 def _vectors(embedder: Embedder, batch: Tensor, layers: list[int] | None) -> Tensor:
-    """Embed a batch as (B, dim), or by layers as (B, L, dim)."""
-    if layers is None:
-        embeddings: Tensor = embedder(batch)
-        return embeddings
-    backbone: Any = embedder.backbone
-    by_layer: Tensor = backbone.embed_layers(batch, layers)
-    return by_layer.transpose(0, 1)
-
-
-def _assemble(
-    named: Sequence[Sequence[str]],
-    shards: Sequence[Shard | None],
-    none: NDArray[np.float32],
-    layers: list[int] | None,
-    about: dict[str, Any],
-) -> tuple[Table, tuple[ClipError, ...]]:
-    files, errors, parts = [], [], [none]
-    for names, shard in zip(named, shards, strict=True):
-        assert shard is not None
-        files += [name for place, name in enumerate(names) if place not in shard.errors]
-        errors += [ClipError(Path(names[place]), reason) for place, reason in shard.errors.items()]
-        if len(shard.errors) < len(names):
-            parts.append(shard.embeddings)
-    return Table(files, np.concatenate(parts), layers, about), tuple(errors)
+    """Embed a batch as (B, dim), or by layers as (B, L, width of the encoder)."""
+    if layers is not None:
+        return embedder.embed_layers(batch, layers).transpose(0, 1)
+    embeddings: Tensor = embedder(batch)
+    return embeddings

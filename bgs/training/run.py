@@ -401,7 +401,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     Raises:
         ValueError: several processes, which training does not use yet.
     """
-    precision = chosen_precision(config.precision)
+    precision = chosen_precision(config.precision, on_gpu=torch.cuda.is_available())
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
     if accelerator.num_processes > 1:
         raise ValueError(f"training runs in one process, but {accelerator.num_processes} were started")

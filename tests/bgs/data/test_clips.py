@@ -134,6 +134,22 @@ def test_check_clips(paths):
         check_clips(paths, SETTINGS)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stream_goes_on_past_broken_files(tmp_path, paths, workers, decoded):
+    expected = torch.stack([decode(path, SETTINGS) for path in paths])
+    paths[3].write_bytes(b"")
+    stream = ClipSet(paths, SETTINGS, None, workers=workers).stream([5, 3, 0, 5], depth=2)
+    first = next(stream)
+    assert torch.equal(first, expected[5])
+    broken, *rest = stream
+    assert isinstance(broken, ClipError) and broken.path == paths[3] and broken.reason.startswith("empty file")
+    assert torch.equal(torch.stack(rest), expected[[0, 5]])
+    assert len(decoded) == 4
+    decoded.clear()
+    assert torch.equal(next(ClipSet(paths, SETTINGS, None).stream([1, 2, 4, 0, 5], depth=1)), expected[1])
+    assert len(decoded) <= 2
+
+
 def test_many_threads_with_an_empty_cache(tmp_path, paths):
     expected = torch.stack([decode(path, SETTINGS) for path in paths])
     sets = [ClipSet(paths, SETTINGS, tmp_path / "cache", workers=2) for _ in range(2)]
