@@ -113,7 +113,7 @@ def decode(path: str | Path, preprocess: Preprocess, decoder: Decoder = "auto") 
     """
     path = Path(path)
     engine = _ENGINES[choose_decoder(decoder)]
-    clip = torch.empty(preprocess.shape, dtype=torch.uint8)
+    clip = np.empty(preprocess.shape, np.uint8)
     with _read_video(path) as video:
         timeline = video.timeline
         if len(timeline.times) < min(2, preprocess.frames):
@@ -124,11 +124,11 @@ def decode(path: str | Path, preprocess: Preprocess, decoder: Decoder = "auto") 
         previous = None
         for k, pixels in enumerate(engine(video, preprocess.times(timeline.times[0], timeline.end))):
             try:
-                clip[k] = clip[k - 1] if pixels is previous else preprocess.resize_frames(pixels[None])[0]
+                clip[k] = clip[k - 1] if pixels is previous else preprocess.resize_frames(pixels[None])[0].numpy()
             except ValueError as error:
                 raise ClipError(path, str(error)) from error
             previous = pixels
-    return clip
+    return torch.from_numpy(clip)
 
 
 def choose_decoder(decoder: Decoder = "auto") -> Literal["pyav", "torchcodec"]:

@@ -192,7 +192,9 @@ class Preprocess:
         if min(top, left) < 0 or (not self.crop and size != (self.height, self.width)):
             raise ValueError(f"frame of {size[0]}x{size[1]} cannot give {self.height}x{self.width} (height x width)")
         resized = self._resample(frames, size)
-        return resized[:, :, top : top + self.height, left : left + self.width].contiguous()
+        cropped = resized[:, :, top : top + self.height, left : left + self.width]
+        # Copied by NumPy: torch would wake all its threads for each frame, from each of those that decode.
+        return torch.from_numpy(np.ascontiguousarray(cropped.numpy()))
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if self.resize == "none":
