@@ -5,6 +5,7 @@ cropped, and how its pixels are normalised. Pure arithmetic on arrays, so that i
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
@@ -130,6 +131,30 @@ class Preprocess:
         """Shape (frames, 3, height, width) of a clip after `resize_frames`."""
         return (self.frames, 3, self.height, self.width)
 
+    def __call__(self, video: str | os.PathLike[str] | np.ndarray | Tensor) -> Tensor:
+        """Turns one clip into the model's input.
+
+        Args:
+            video: a video file, or all frames of a clip at a constant rate: uint8 RGB, shape (N, H, W, 3).
+
+        Returns:
+            uint8, shape (T, 3, height, width).
+
+        Raises:
+            ClipError: the file cannot be used.
+            ValueError: `video` is not of that shape and type, or its rate would have to be known (`sampling="fps"`).
+        """
+        if isinstance(video, str | os.PathLike):
+            from bgs.data.decode import decode  # which needs Preprocess itself
+
+            return decode(os.fspath(video), self)
+        frames = np.asarray(video)
+        if not len(frames):
+            raise ValueError("video: no frames")
+        if self.sampling == "fps":
+            raise ValueError('video: sampling="fps" takes frames by time, which an array does not tell; give the file')
+        return self.resize_frames(frames[[int(moment) for moment in self.times(Fraction(0), Fraction(len(frames)))]])
+
     def times(self, start: Fraction, end: Fraction) -> list[Fraction]:
         """Moments at which frames are taken, exactly, so that a moment on the border of two frames is never a toss-up.
 
@@ -167,7 +192,9 @@ class Preprocess:
         if min(top, left) < 0 or (not self.crop and size != (self.height, self.width)):
             raise ValueError(f"frame of {size[0]}x{size[1]} cannot give {self.height}x{self.width} (height x width)")
         resized = self._resample(frames, size)
-        return resized[:, :, top : top + self.height, left : left + self.width].contiguous()
+        cropped = resized[:, :, top : top + self.height, left : left + self.width]
+        # Copied by NumPy: torch would wake all its threads for each frame, from each of those that decode.
+        return torch.from_numpy(np.ascontiguousarray(cropped.numpy()))
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if self.resize == "none":

@@ -185,6 +185,11 @@ class Backbone(nn.Module, ABC):
         """
         raise ValueError(f"size: backbone {self.name!r} sees no frames, got {size!r}")
 
+    @property
+    def tokens_per_clip(self) -> int | None:
+        """Tokens that the encoder makes of a clip, class tokens left out; None where clips differ."""
+        return None
+
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Recompute each layer's activations in the backward pass (on) or keep them (off).
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,14 +26,17 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 import numpy as np
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from bgs.data.ahead import ahead
 from bgs.data.formats.writing import replacing_folder
 from bgs.data.preprocess import Preprocess
 from bgs.models.backbone import Backbone, backbone_class
-from bgs.models.checkpoints import Checkpoint, check_keys, preserved_rng
+from bgs.models.batching import clips_per_batch
+from bgs.models.checkpoints import Checkpoint, check_keys, preserved_rng, weights_digest
 from bgs.models.head import HeadConfig, build_head, unit_length
 from bgs.models.layers import Layers
 from bgs.models.lora import adapter_parameters, load_adapter
@@ -44,13 +48,15 @@ if TYPE_CHECKING:
 Tune = Literal["lora", "full", "head"]
 
 _FORMAT = 1
-_RECORD = "embedder.json"
+RECORD = "embedder.json"
 _PREPROCESSING = "preprocessing.json"
 _HEAD = "head.safetensors"
 _ADAPTER = "adapter"
 _BASE = "base"
 _FIELDS = {"backbone", "checkpoint", "checkpoint_digest", "encoder_digest", "pooling", "head", "normalise", "files"}
-_OWN = {_RECORD, _PREPROCESSING, _HEAD, _ADAPTER, _BASE}
+# Fields of a configuration that change with the versions of libraries and not with what is computed.
+_UNRELATED = {"transformers_version", "architectures", "dtype"}
+_OWN = {RECORD, _PREPROCESSING, _HEAD, _ADAPTER, _BASE}
 
 
 class Stimuli(Protocol):
@@ -60,6 +66,19 @@ class Stimuli(Protocol):
 
     def batch(self, rows: Any) -> Any:
         """Return the stimuli of these rows as one batch."""
+
+
+class _Clips:
+    """Clips that are there as one tensor."""
+
+    def __init__(self, clips: Tensor):
+        self._clips = clips
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def batch(self, rows: Any) -> Tensor:
+        return self._clips[torch.as_tensor(rows)]
 
 
 class Embedder(nn.Module):
@@ -157,14 +176,68 @@ class Embedder(nn.Module):
         self.eval()
         try:
             starts = range(0, len(stimuli), batch_size)
-            parts = [
-                self(stimuli.batch(np.arange(start, min(start + batch_size, len(stimuli))))).cpu()
-                for start in tqdm(starts, desc="embedding", unit="batch", disable=not progress, leave=False)
-            ]
+            groups = (np.arange(start, min(start + batch_size, len(stimuli))) for start in starts)
+            batches = ahead(stimuli.batch, groups)
+            bar = tqdm(batches, total=len(starts), desc="embedding", unit="batch", disable=not progress, leave=False)
+            parts = [self(batch).cpu() for batch in bar]
         finally:
             for module, mode in modes.items():
                 module.training = mode
         return torch.cat(parts) if parts else torch.empty(0, self.dim)
+
+    def embed(
+        self,
+        stimuli: Sequence[str | os.PathLike[str]] | Sequence[Sequence[str]] | Tensor,
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Embed videos, or captions for a backbone of text; see `python -m bgs.embed` for many of them.
+
+        Args:
+            stimuli: N video files, or clips as `preprocess` makes them: uint8 (N, T, 3, H, W). For text, one caption
+                or several for each of N clips.
+            batch_size: stimuli in one forward pass; None for as many as suit the device.
+            progress: whether to show a progress bar.
+
+        Returns:
+            (N, dim) float32 on the CPU, in the order given.
+
+        Raises:
+            ClipError: a file cannot be used.
+            ValueError: a single file or caption instead of a sequence of them.
+        """
+        if isinstance(stimuli, str | os.PathLike):
+            raise ValueError(f"embed: expected a sequence of files or captions, got one: {str(stimuli)!r}")
+        size = clips_per_batch(self.backbone) if batch_size is None else batch_size
+        return self.embed_all(self._as_stimuli(stimuli), batch_size=size, progress=progress)
+
+    def _as_stimuli(self, given: Any) -> Stimuli:
+        if isinstance(given, Tensor):
+            return _Clips(given)
+        if self.preprocess is None:
+            from bgs.models.text import CaptionStimuli
+
+            return CaptionStimuli([[captions] if isinstance(captions, str) else captions for captions in given])
+        from bgs.data.clips import ClipSet  # which needs a decoder
+
+        return ClipSet(given, self.preprocess, cache=None)
+
+    def digest(self) -> str:
+        """Fingerprint what an embedding depends on: the weights, the preprocessing and how both are used."""
+        config = self.backbone.model.config.to_diff_dict()
+        modules = self.backbone.encoder.named_modules()
+        about = {
+            "backbone": self.backbone.name,
+            "config": {name: value for name, value in config.items() if name not in _UNRELATED},
+            "preprocess": None if self.preprocess is None else self.preprocess.to_dict(),
+            "lora": {name: module.scaling for name, module in modules if isinstance(module, LoraLayer)},
+            "pooling": self.pooling,
+            "head": asdict(self.head_config),
+            "normalise": self.normalise,
+            "weights": weights_digest(self.state_dict()),
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the embedder as a folder that `load` reads back to the same embeddings, bit for bit.
@@ -212,7 +285,7 @@ class Embedder(nn.Module):
             "files": {path.relative_to(folder).as_posix(): _sha256(path) for path in files},
             "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         }
-        _write_json(folder / _RECORD, record)
+        _write_json(folder / RECORD, record)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Embedder:
@@ -322,7 +395,7 @@ def _load_named(cls: type[Backbone], checkpoint: Checkpoint, frames: int | None)
 
 def _read_record(folder: Path) -> dict[str, Any]:
     """Read `embedder.json` and check every other file of the folder against it."""
-    path = folder / _RECORD
+    path = folder / RECORD
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the folder of a saved embedder")
     try:

@@ -195,6 +195,12 @@ class VideoBackbone(Backbone):
             raise ValueError(f"config.json: image size {size}; only square images are supported")
         return sides.pop()
 
+    @property
+    def tokens_per_clip(self) -> int:
+        config, clip = self.model.config, self.preprocess
+        tubelets = max(1, clip.frames // getattr(config, "tubelet_size", 1))
+        return tubelets * (clip.height // config.patch_size) * (clip.width // config.patch_size)
+
     def save_base(self, folder: Path) -> None:
         encoder: Any = self.encoder
         if isinstance(encoder, PeftModel):

@@ -46,6 +46,7 @@ from bgs.models import (
     set_trainable,
 )
 from bgs.models.fused import run_fused
+from bgs.precision import chosen_precision
 from bgs.training.embedding import Kept, Through, frozen_features
 from bgs.training.fit import Fit, Fitted
 from bgs.training.selection import Choice, Interrupted, choose
@@ -402,11 +403,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     Raises:
         ValueError: several processes, which training does not use yet.
     """
-    precision = config.precision
-    if precision == "auto":
-        # Older GPUs emulate bf16, slowly.
-        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if fast else "fp32"
+    precision = chosen_precision(config.precision, on_gpu=torch.cuda.is_available())
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
     if accelerator.num_processes > 1:
         raise ValueError(f"training runs in one process, but {accelerator.num_processes} were started")

@@ -276,3 +276,33 @@ def test_times_are_exact():
     assert sum(ntsc.times(start, end)) / 4 == (start + end) / 2
     slow = dataclasses.replace(uniform, sampling="fps", fps=0.5)
     assert slow.times(start, end) == [start, (start + end) / 2 - 1, (start + end) / 2 + 1, end]
+
+
+def test_a_call_takes_a_file(tmp_path, write_clip, frame_numbers):
+    path = write_clip(tmp_path / "a.mp4", 20)
+    preprocess = Preprocess.default_for("timesformer", frames=5, size=32)
+    for given in (path, str(path)):
+        clip = preprocess(given)
+        assert clip.shape == (5, 3, 32, 32) and clip.dtype == torch.uint8 and frame_numbers(clip) == [2, 6, 10, 14, 18]
+    with pytest.raises(ValueError, match="gone.mp4: no such file"):
+        preprocess(tmp_path / "gone.mp4")
+
+
+def test_a_call_takes_frames():
+    preprocess = Preprocess.default_for("videomae", frames=5, size=32)
+    frames = np.random.default_rng(0).integers(0, 256, (20, 40, 48, 3), dtype=np.uint8)
+    expected = preprocess.resize_frames(frames[[2, 6, 10, 14, 18]])
+    assert torch.equal(preprocess(frames), expected) and torch.equal(preprocess(torch.from_numpy(frames)), expected)
+    assert torch.equal(preprocess(frames[:5]), preprocess.resize_frames(frames[:5]))  # these are taken as they are
+    assert torch.equal(preprocess(frames[:2]), preprocess.resize_frames(frames[[0, 0, 1, 1, 1]]))
+
+
+def test_frames_that_cannot_be_taken():
+    preprocess = Preprocess.default_for("videomae", frames=5, size=32)
+    frames = np.zeros((4, 40, 48, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"expected uint8 \(T, H, W, 3\), got uint8 \(5, 3, 40, 48\)"):
+        preprocess(frames.transpose(0, 3, 1, 2))
+    with pytest.raises(ValueError, match="video: no frames"):
+        preprocess(frames[:0])
+    with pytest.raises(ValueError, match='sampling="fps" takes frames by time, which an array does not tell'):
+        dataclasses.replace(preprocess, sampling="fps", fps=5.0)(frames)

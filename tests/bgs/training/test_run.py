@@ -82,7 +82,7 @@ def test_a_seed_gives_the_same_run_bit_for_bit(small: Path, tmp_path: Path) -> N
     weights = []
     for name in ("a", "b"):
         Run(settings(small, tmp_path / name), progress=False).execute()
-        weights.append(bgs.load(tmp_path / name).state_dict())
+        weights.append(bgs.load(tmp_path / name)[0].state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -178,7 +178,7 @@ def test_micro_batches_give_the_same_weights(small: Path, tmp_path: Path) -> Non
             small, tmp_path / micro, "--optim.micro_clips", micro, "--augment", "null", "--head.dropout", "0"
         )
         Run(replace(config, epochs=1), progress=False).execute()
-        found.append(bgs.load(tmp_path / micro).head[0].weight)
+        found.append(bgs.load(tmp_path / micro)[0].head[0].weight)
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
 
 
@@ -204,7 +204,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(small: Path, tmp_path: Path, mo
     monkeypatch.setattr(fit_module.Fit, "_epoch", epoch)
     resumed = Run(cut, progress=False).execute()
     assert resumed.fits[0].history[2]["loss"] == whole.fits[0].history[2]["loss"]
-    ours, theirs = bgs.load(tmp_path / "whole").state_dict(), bgs.load(tmp_path / "cut").state_dict()
+    ours, theirs = bgs.load(tmp_path / "whole")[0].state_dict(), bgs.load(tmp_path / "cut")[0].state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -270,7 +270,7 @@ def test_folds_hold_every_clip_out_once(small: Path, tmp_path: Path) -> None:
     assert len(held_out) == len(set(held_out)) == 32
     assert all(not set(fold["train"]) & set(fold["held_out"]) for fold in record["folds"])
     assert evaluate_run(run, resamples=20).to_dict() == result.trained.to_dict()
-    assert bgs.load(run).backbone.name == "videomae"
+    assert bgs.load(run)[0].backbone.name == "videomae"
 
 
 def test_folds_without_judgments_are_refused_before_any_work(
@@ -464,4 +464,4 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(micro: str, small: Path
         hook.remove()
     assert computed == {torch.bfloat16}
     assert np.isfinite(fitted.history[0]["loss"])
-    assert {tensor.dtype for tensor in bgs.load(tmp_path / "run").state_dict().values()} == {torch.float32}
+    assert {tensor.dtype for tensor in bgs.load(tmp_path / "run")[0].state_dict().values()} == {torch.float32}
