@@ -179,5 +179,7 @@ def _cast(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return tensor.to(torch.get_autocast_dtype(kind))
 
 
+dispatch.register("lora_linear", "triton", "bgs_kernels.lora.fused")
+dispatch.register("lora_qkv", "triton", "bgs_kernels.lora.fused")
 dispatch.register("lora_linear", "reference", "bgs_kernels.lora.reference")
 dispatch.register("lora_qkv", "reference", "bgs_kernels.lora.reference")
