@@ -14,15 +14,13 @@ import torch.nn.functional as F
 
 from bgs_kernels.dispatch import Request
 from bgs_kernels.lora.dropout import threshold
-from bgs_kernels.lora.launch import launch_backward, launch_forward
+from bgs_kernels.lora.launch import SLOTS, launch_backward, launch_forward
 from bgs_kernels.lora.projection import Projection
 from bgs_kernels.pairwise import fused as rows
 from bgs_kernels.tracing import is_eager, is_transformed, refuse_second_derivative
 
 unavailable = rows.unavailable
 passes_over = rows.passes_over
-
-MOST_PROJECTIONS = 3
 
 MOST_RANKS = 256
 
@@ -78,7 +76,7 @@ def compute(
     tensors = (weight_0, bias_0, lora_A_0, lora_B_0, weight_1, bias_1, lora_A_1, lora_B_1)
     projections = grouped((*tensors, weight_2, bias_2, lora_A_2, lora_B_2), scalings)
     results, low = launch_forward(x, projections, seeds, dropout_p)
-    first, second, third = (*results, *(x.new_empty(0) for _ in range(MOST_PROJECTIONS - len(results))))
+    first, second, third = results + [x.new_empty(0) for _ in range(SLOTS - len(results))]
     return first, second, third, low
 
 
@@ -190,10 +188,8 @@ def _(*arguments):  # type: ignore[no-untyped-def]
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
     x, seeds, *tensors, scalings, dropout_p = inputs
     *results, low = output
-    weights = tensors[::4]
-    ctx.mark_non_differentiable(
-        low, *(result for result, weight in zip(results, weights, strict=True) if weight is None)
-    )
+    without = [result for result, weight in zip(results, tensors[::4], strict=True) if weight is None]
+    ctx.mark_non_differentiable(low, *(result for result in without if result is not None))
     ctx.set_materialize_grads(False)
     kept = [tensor for place, tensor in enumerate(tensors) if place % 4 != 1]  # without biases
     ctx.save_for_backward(x, low, seeds, *kept)
@@ -201,7 +197,7 @@ def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, *upstreams):  # type: ignore[no-untyped-def]
-    upstreams = upstreams[:MOST_PROJECTIONS]
+    upstreams = upstreams[:SLOTS]
     x, low, seeds, *tensors = ctx.saved_tensors
     with_x, _, *needs = ctx.needs_input_grad[:14]
     gradients = [None] * len(needs)
@@ -214,7 +210,7 @@ def _backward(ctx, *upstreams):  # type: ignore[no-untyped-def]
         run = lora_backward if torch.is_grad_enabled() or not is_eager(some) else differentiate
         by_x, by_adapters = run(*upstreams, x, low, seeds, *tensors, *ctx.numbers, with_x, with_A, with_B)
         by_x = by_x if with_x else None
-        adapted = [place for place in range(MOST_PROJECTIONS) if learns[place] and tensors[3 * place + 1] is not None]
+        adapted = [place for place in range(SLOTS) if learns[place] and tensors[3 * place + 1] is not None]
         wanted = [4 * place + 2 for place in adapted if with_A] + [4 * place + 3 for place in adapted if with_B]
         start = 0
         for place in wanted:
@@ -237,7 +233,9 @@ class LoraFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
-        output = compute(*inputs)
+        x, seeds, *tensors, scalings, dropout_p = inputs
+        results, low = launch_forward(x, grouped(tensors, scalings), seeds, dropout_p)
+        output = (*results, *[None] * (SLOTS - len(results)), low)
         _save(ctx, inputs, output)
         return output
 
@@ -289,7 +287,7 @@ def run(
         if lora_A is not None and lora_B is not None and any(other.dtype != lora_A.dtype for other in adapters):
             lora_A, lora_B = lora_A.float(), lora_B.float()
         tensors += [weight, bias, lora_A, lora_B]
-    tensors += [None] * (4 * MOST_PROJECTIONS - len(tensors))
+    tensors += [None] * (4 * SLOTS - len(tensors))
     eager = all(is_eager(tensor) for tensor in (x, *tensors) if tensor is not None)
     flat = x.reshape(-1, x.shape[-1])
     scalings = [each.scaling for each in projections]

@@ -4,8 +4,7 @@ launches."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,91 +32,104 @@ GROUP = 8
 SUMMED = 512
 """Numbers of a partial result that a program adds."""
 
-
-def thin_precision(x: torch.Tensor) -> str:
-    """Give the precision of float32 products with A and B: an operand of half precision is exact in TensorFloat-32, so
-    that three products of it are as good as IEEE float32."""
-    asked = precision()
-    return "tf32x3" if asked == "ieee" and x.dtype != torch.float32 else asked
+SLOTS = 3
+"""Projections of one input that a kernel serves."""
 
 
-class Slot(NamedTuple):
-    """A projection as the kernels take it.
+class Slots(NamedTuple):
+    """One to three projections as the kernels take them, every field filled up to three: what fills is not looked at.
 
     Args:
-        frozen: the projection.
-        seed: the place of its seed.
-        outputs: O.
-        rank: r; 0 without an adapter.
-        lora_A: (r, K), contiguous; some adapter's where it has none.
-        lora_B: (O, r), likewise.
-        upstream: (M, O) the gradient by its result; in the forward its weight.
+        size: how many there are.
+        weights: (O, K).
+        biases: (O,) or None.
+        lora_As: (r, K), contiguous; another's where one has no adapter.
+        lora_Bs: (O, r), likewise.
+        scalings: of the updates.
+        seeds: the places of their seeds.
+        outputs: O; 0 where there is no projection.
+        ranks: r; 0 where there is no adapter.
+        upstreams: (M, O) the gradients by their results; in the forward their weights.
     """
 
-    frozen: Projection
-    seed: int
-    outputs: int
-    rank: int
-    lora_A: torch.Tensor
-    lora_B: torch.Tensor
-    upstream: torch.Tensor
+    size: int
+    weights: tuple[torch.Tensor, ...]
+    biases: tuple[torch.Tensor | None, ...]
+    lora_As: tuple[torch.Tensor, ...]
+    lora_Bs: tuple[torch.Tensor, ...]
+    scalings: tuple[float, ...]
+    seeds: tuple[int, ...]
+    outputs: tuple[int, ...]
+    ranks: tuple[int, ...]
+    upstreams: tuple[torch.Tensor, ...]
 
 
 def slots_of(
     projections: Sequence[Projection], seeds: Sequence[int], upstreams: Sequence[torch.Tensor] | None = None
-) -> list[Slot]:
+) -> Slots:
     """Lay out projections."""
-    some_A, some_B = next(
-        ((each.lora_A, each.lora_B) for each in projections if each.lora_A is not None), (projections[0].weight,) * 2
+    weights, biases, lora_As, lora_Bs, scalings = zip(*projections, strict=True)
+    ranks = tuple([0 if lora_A is None else lora_A.shape[0] for lora_A in lora_As])
+    some = next((place for place, rank in enumerate(ranks) if rank), None)
+    if some is None:
+        lora_As = lora_Bs = weights
+    else:
+        lora_As = tuple([(lora_As[some] if one is None else one).contiguous() for one in lora_As])
+        lora_Bs = tuple([(lora_Bs[some] if one is None else one).contiguous() for one in lora_Bs])
+    missing = SLOTS - len(weights)
+
+    def filled(given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return given + given[:1] * missing
+
+    return Slots(
+        len(weights),
+        filled(weights),
+        filled(biases),
+        filled(lora_As),
+        filled(lora_Bs),
+        filled(scalings),
+        filled(tuple(seeds)),
+        tuple([weight.shape[0] for weight in weights]) + (0,) * missing,
+        ranks + (0,) * missing,
+        filled(weights if upstreams is None else tuple(upstreams)),
     )
-    slots = []
-    for place, each in enumerate(projections):
-        lora_A, lora_B = (some_A, some_B) if each.lora_A is None else (each.lora_A, each.lora_B)
-        assert lora_A is not None and lora_B is not None
-        rank = 0 if each.lora_A is None else len(lora_A)
-        upstream = each.weight if upstreams is None else upstreams[place]
-        lora_A, lora_B = lora_A.contiguous(), lora_B.contiguous()
-        slots.append(Slot(each, seeds[place], each.weight.shape[0], rank, lora_A, lora_B, upstream))
-    return slots
 
 
-def three(given: Iterable[Any], without: Any = None) -> tuple[Any, ...]:
-    """Fill up to three values up to three: by what stands for none, or else by the first."""
-    values = tuple(given)
-    return (*values, *(values[0] if without is None else without,) * (3 - len(values)))
+def adapted(slots: Slots) -> Slots:
+    """Leave out the projections without an adapter."""
+    places = [place for place in range(slots.size) if slots.ranks[place]]
+    if len(places) == slots.size:
+        return slots
+    order = (places + places[:1] * SLOTS)[:SLOTS]
+    fields: Any = (tuple([field[place] for place in order]) for field in slots[1:])
+    return Slots(len(places), *fields)
 
 
-def alike(tensors: Sequence[torch.Tensor], dims: slice) -> tuple[torch.Tensor, ...]:
+def alike(tensors: tuple[torch.Tensor, ...], dims: slice) -> tuple[torch.Tensor, ...]:
     """Give matrices that have the same strides along some dimensions: copies where they come in several layouts."""
-    if any(each.stride()[dims] != tensors[0].stride()[dims] for each in tensors):
-        return tuple(each.contiguous() for each in tensors)
-    return tuple(tensors)
+    if any(each.stride()[dims] != tensors[0].stride()[dims] for each in tensors[1:]):
+        return tuple([each.contiguous() for each in tensors])
+    return tensors
 
 
-def upstreams_of(slots: Sequence[Slot]) -> tuple[tuple[torch.Tensor, ...], tuple[int, ...]]:
+def upstreams_of(slots: Slots) -> tuple[tuple[torch.Tensor, ...], tuple[int, ...]]:
     """Give the pointers and the strides, those of rows and the one of columns, of the gradients by the results."""
-    upstreams = three(alike([slot.upstream for slot in slots], slice(1, 2)))
-    return upstreams, (*(each.stride(0) for each in upstreams), upstreams[0].stride(1))
+    upstreams = alike(slots.upstreams, slice(1, 2))
+    return upstreams, (*[each.stride(0) for each in upstreams], upstreams[0].stride(1))
 
 
-def weights_of(slots: Sequence[Slot]) -> tuple[tuple[torch.Tensor, ...], tuple[int, ...]]:
-    """Give the pointers and the strides of the frozen weights."""
-    weights = three(alike([slot.frozen.weight for slot in slots], slice(0, 2)))
-    return weights, weights[0].stride()
-
-
-def described(x: torch.Tensor, slots: Sequence[Slot], *, dropout: bool) -> Problem:
+def problem_of(x: torch.Tensor, slots: Slots, dropout_p: float) -> Problem:
     """Say what a plan depends on."""
     rows, columns = x.shape
     return Problem(
         rows,
         columns,
-        sum(slot.outputs for slot in slots),
-        max(slot.rank for slot in slots),
-        sum(slot.rank > 0 for slot in slots),
+        sum(slots.outputs),
+        max(slots.ranks),
+        sum([rank > 0 for rank in slots.ranks]),
         x.dtype,
-        slots[0].lora_A.dtype,
-        dropout,
+        slots.lora_As[0].dtype,
+        dropout_p,
         precision(),
         tuning.capability(x.device),
         tuning.processors(x.device),
@@ -127,29 +139,18 @@ def described(x: torch.Tensor, slots: Sequence[Slot], *, dropout: bool) -> Probl
 def tuning_key(direction: str, device: torch.device, problem: Problem) -> tuple[object, ...]:
     """Say what is searched for once."""
     sizes = tuning.size_class(problem.rows, problem.columns, problem.outputs, problem.rank)
-    words = (problem.slots, problem.dtype, problem.adapter_dtype, problem.dropout, problem.precision)
-    return (f"lora {direction}", tuning.name(device), *words, *sizes)
+    words = (problem.slots, problem.dtype, problem.adapter_dtype, problem.dropout > 0, problem.precision)
+    return (direction, tuning.name(device), *words, *sizes)
 
 
-@dataclass(frozen=True)
-class Dropout:
-    """What dropout is in a call.
+def mask_words(problem: Problem, columns: int) -> dict[str, Any]:
+    """Give the words of a kernel that makes masks of rows of some width."""
+    return {"THRESHOLD": threshold(problem.dropout), "QUADS": columns % 4 == 0}
 
-    Args:
-        seeds: (n,) int64, one for each projection; where there is no dropout some tensor.
-        probability: that of dropping an entry.
-    """
 
-    seeds: torch.Tensor
-    probability: float
-
-    @property
-    def keep_scale(self) -> float:
-        return 1 / (1 - self.probability)
-
-    def words(self, columns: int) -> dict[str, Any]:
-        """Give the words of a kernel that makes masks of rows of some width."""
-        return {"THRESHOLD": threshold(self.probability), "QUADS": columns % 4 == 0}
+def how(tiles: Tiles) -> dict[str, Any]:
+    """Give what the compiler is told."""
+    return {"num_warps": tiles.warps, "num_stages": tiles.stages, **FUSION}
 
 
 def launch_forward(
@@ -173,87 +174,102 @@ def launch_forward(
         buffer of the adapters' dtype.
     """
     with on_device_of(x):
-        rows = len(x)
+        rows = x.shape[0]
         slots = slots_of(projections, range(len(projections)))
-        problem = described(x, slots, dropout=dropout_p > 0)
-        dropout = Dropout(x if seeds is None else seeds.contiguous(), dropout_p)
-        low = torch.empty(rows * sum(slot.rank for slot in slots), dtype=problem.adapter_dtype, device=x.device)
+        problem = problem_of(x, slots, dropout_p)
+        low = torch.empty(rows * sum(slots.ranks), dtype=problem.adapter_dtype, device=x.device)
         if not rows:
-            return [torch.empty((0, slot.outputs), dtype=x.dtype, device=x.device) for slot in slots], low
+            outputs = slots.outputs[: slots.size]
+            return [torch.empty((0, columns), dtype=x.dtype, device=x.device) for columns in outputs], low
         if plan is None:
             default = forward_plan(problem)
             search = functools.partial(launch_forward, x, projections, seeds, dropout_p)
             plan = tuning.autotuned(
-                tuning_key("forward", x.device, problem),
+                tuning_key("lora forward", x.device, problem),
                 default,
                 candidates(default, problem, is_forward=True),
                 lambda candidate: search(plan=candidate),
             )
         if plan.way != "in-loop":
-            launch_low(x, slots, dropout, low, plan.low)
+            launch_low(x, adapted(slots), x if seeds is None else seeds.contiguous(), low, problem, plan.low)
         if plan.way != "library":
-            return launch_products(x, slots, low, plan), low
+            return launch_products(x, slots, low, problem, plan), low
         results = []
-        for slot, part in zip(slots, parts_of(low, rows, slots), strict=True):
-            result = torch.nn.functional.linear(x, slot.frozen.weight, slot.frozen.bias)
-            if slot.rank and low.dtype == x.dtype:
-                result.addmm_(part, slot.lora_B.t(), alpha=slot.frozen.scaling)
-            elif slot.rank:
-                launch_add(result, part, slot.lora_B.t(), slot.frozen.scaling, plan.outer)
+        for place, part in enumerate(parts_of(low, rows, slots)):
+            result = torch.nn.functional.linear(x, slots.weights[place], slots.biases[place])
+            if slots.ranks[place] and low.dtype == x.dtype:
+                result.addmm_(part, slots.lora_Bs[place].t(), alpha=slots.scalings[place])
+            elif slots.ranks[place]:
+                launch_add(result, part, slots.lora_Bs[place].t(), slots.scalings[place], None, problem, plan.outer)
             results.append(result)
         return results, low
 
 
-def parts_of(low: torch.Tensor, rows: int, slots: Sequence[Slot]) -> list[torch.Tensor]:
+def parts_of(low: torch.Tensor, rows: int, slots: Slots) -> list[torch.Tensor]:
     """Give the matrices (M, r) that a buffer holds one after the other."""
-    ranks = [slot.rank for slot in slots]
+    if slots.size == 1:
+        return [low.view(rows, slots.ranks[0])]
+    ranks = slots.ranks[: slots.size]
     split = torch.split(low, [rows * rank for rank in ranks])  # type: ignore[no-untyped-call]
     return [part.view(rows, rank) for part, rank in zip(split, ranks, strict=True)]
 
 
-def launch_low(x: torch.Tensor, slots: Sequence[Slot], dropout: Dropout, low: torch.Tensor, tiles: Tiles) -> None:
-    """Store dropout(x) A^T of all slots."""
-    slots = [slot for slot in slots if slot.rank]
-    rank = max(slot.rank for slot in slots)
-    lora_As = three(slot.lora_A for slot in slots)
-    held = rank_block(rank, low.dtype)
-    blocks = {"BM": tiles.rows, "BK": tiles.inner, "BR": held, "PARTS": tuning.blocks(rank, held)}
-    n_programs = tuning.blocks(len(x), tiles.rows) * blocks["PARTS"]
-    if len(slots) > 1 and not dropout.probability:
+def launch_low(
+    x: torch.Tensor, slots: Slots, seeds: torch.Tensor, low: torch.Tensor, problem: Problem, tiles: Tiles
+) -> None:
+    """Store dropout(x) A^T of projections that all have an adapter."""
+    rows, columns = x.shape
+    stride_m, stride_k = x.stride()
+    held = rank_block(problem.rank, low.dtype)
+    parts = tuning.blocks(problem.rank, held)
+    n_programs = tuning.blocks(rows, tiles.rows) * parts
+    if slots.size > 1 and not problem.dropout:
         lora_low_shared_kernel[(n_programs,)](
-            x, *lora_As, low, *x.shape, *three(slot.rank for slot in slots), *x.stride(),
-            SLOTS=len(slots), THIN=thin_precision(x), **blocks,
-            num_warps=tiles.warps, num_stages=tiles.stages, **FUSION,
+            x, *slots.lora_As, low, rows, columns, *slots.ranks, stride_m, stride_k,
+            SLOTS=slots.size, THIN=problem.thin, BM=tiles.rows, BK=tiles.inner, BR=held, PARTS=parts, **how(tiles),
         )  # fmt: skip
         return
-    lora_low_kernel[(n_programs * len(slots),)](
-        x, x, x, *lora_As, low, dropout.seeds, len(x), *three([x.shape[1]]), *three(slot.rank for slot in slots),
-        *three(slot.seed for slot in slots), *three([dropout.keep_scale]), *three([x.stride(0)]), x.stride(1),
-        SLOTS=len(slots), IS_A=True, **dropout.words(x.shape[1]), THIN=thin_precision(x), **blocks,
-        num_warps=tiles.warps, num_stages=tiles.stages, **FUSION,
+    scale = 1 / (1 - problem.dropout)
+    lora_low_kernel[(n_programs * slots.size,)](
+        x, x, x, *slots.lora_As, low, seeds, rows, columns, columns, columns, *slots.ranks, *slots.seeds,
+        scale, scale, scale, stride_m, stride_m, stride_m, stride_k,
+        SLOTS=slots.size, IS_A=True, **mask_words(problem, columns), THIN=problem.thin,
+        BM=tiles.rows, BK=tiles.inner, BR=held, PARTS=parts, **how(tiles),
     )  # fmt: skip
 
 
-def launch_products(x: torch.Tensor, slots: Sequence[Slot], low: torch.Tensor, plan: Plan) -> list[torch.Tensor]:
+def launch_low_gradient(slots: Slots, dlow: torch.Tensor, problem: Problem, tiles: Tiles) -> None:
+    """Store scaling * dY B of projections that all have an adapter."""
+    upstreams, strides = upstreams_of(slots)
+    held = rank_block(problem.rank, dlow.dtype)
+    parts = tuning.blocks(problem.rank, held)
+    lora_low_kernel[(tuning.blocks(problem.rows, tiles.rows) * slots.size * parts,)](
+        *upstreams, *slots.lora_Bs, dlow, dlow, problem.rows, *slots.outputs, *slots.ranks, *slots.seeds,
+        *slots.scalings, *strides,
+        SLOTS=slots.size, IS_A=False, THRESHOLD=0, QUADS=True, THIN=problem.thin,
+        BM=tiles.rows, BK=tiles.inner, BR=held, PARTS=parts, **how(tiles),
+    )  # fmt: skip
+
+
+def launch_products(
+    x: torch.Tensor, slots: Slots, low: torch.Tensor, problem: Problem, plan: Plan
+) -> list[torch.Tensor]:
     """Compute the projections, the low-rank product inside the frozen one."""
     tiles = plan.product
-    rank = max(slot.rank for slot in slots)
-    results = [torch.empty((len(x), slot.outputs), dtype=x.dtype, device=x.device) for slot in slots]
-    weights, weight_strides = weights_of(slots)
-    biases = [slot.frozen.weight if slot.frozen.bias is None else slot.frozen.bias.contiguous() for slot in slots]
-    n_tiles = tuning.blocks(len(x), tiles.rows) * sum(tuning.blocks(slot.outputs, tiles.others) for slot in slots)
-    if not n_tiles:
-        return results
-    lora_fwd_kernel[(n_tiles,)](
-        x, *weights, *three(biases), *three(slot.lora_A for slot in slots), *three(slot.lora_B for slot in slots),
-        low, *three(results),
-        *x.shape, *three((slot.outputs for slot in slots), 0), *three((slot.rank for slot in slots), 0),
-        *three(slot.frozen.scaling for slot in slots), *x.stride(), *weight_strides,
-        SLOTS=len(slots), BIASED=sum((slot.frozen.bias is not None) << place for place, slot in enumerate(slots)),
-        IN_LOOP=plan.way == "in-loop", PRECISION=precision(), THIN=thin_precision(x),
-        BM=tiles.rows, BN=tiles.others, BK=tiles.inner, BR=rank_block(rank, low.dtype), GROUP=GROUP,
-        num_warps=tiles.warps, num_stages=tiles.stages, **FUSION,
-    )  # fmt: skip
+    count = slots.size
+    results = [torch.empty((x.shape[0], columns), dtype=x.dtype, device=x.device) for columns in slots.outputs[:count]]
+    weights = alike(slots.weights, slice(0, 2))
+    biases = [weight if bias is None else bias.contiguous() for weight, bias in zip(weights, slots.biases, strict=True)]
+    biased = sum((bias is not None) << place for place, bias in enumerate(slots.biases[:count]))
+    n_columns = sum(tuning.blocks(columns, tiles.others) for columns in slots.outputs)
+    if n_columns:
+        lora_fwd_kernel[(tuning.blocks(x.shape[0], tiles.rows) * n_columns,)](
+            x, *weights, *biases, *slots.lora_As, *slots.lora_Bs, low, *results, *results[:1] * (SLOTS - count),
+            *x.shape, *slots.outputs, *slots.ranks, *slots.scalings, *x.stride(), *weights[0].stride(),
+            SLOTS=count, BIASED=biased, IN_LOOP=plan.way == "in-loop", PRECISION=problem.precision, THIN=problem.thin,
+            BM=tiles.rows, BN=tiles.others, BK=tiles.inner, BR=rank_block(problem.rank, low.dtype), GROUP=GROUP,
+            **how(tiles),
+        )  # fmt: skip
     return results
 
 
@@ -262,19 +278,19 @@ def launch_add(
     low: torch.Tensor,
     up: torch.Tensor,
     factor: float,
+    seed: torch.Tensor | None,
+    problem: Problem,
     tiles: Tiles,
-    seed: torch.Tensor | None = None,
-    dropout: Dropout | None = None,
 ) -> None:
-    """Add factor * low up, a product of (M, r) and (r, C), in place, where dropout keeps the entry if there is any."""
+    """Add factor * low up, a product of (M, r) and (r, C), in place, where dropout by a seed, if there is one, keeps
+    the entry."""
     rows, columns = out.shape
     if not columns:
         return
-    words = {"THRESHOLD": 0, "QUADS": True} if dropout is None else dropout.words(columns)
-    lora_add_kernel[(tuning.blocks(rows, tiles.rows), tuning.blocks(columns, tiles.others))](
-        out, low, up, low if seed is None else seed, rows, columns, len(up), factor, *up.stride(),
-        THIN=thin_precision(out), **words, BM=tiles.rows, BC=tiles.others, BR=rank_block(len(up), up.dtype),
-        num_warps=tiles.warps, num_stages=tiles.stages, **FUSION,
+    words = {"THRESHOLD": 0, "QUADS": True} if seed is None else mask_words(problem, columns)
+    lora_add_kernel[tuning.blocks(rows, tiles.rows), tuning.blocks(columns, tiles.others)](
+        out, low, up, low if seed is None else seed, rows, columns, up.shape[0], factor, *up.stride(),
+        **words, THIN=problem.thin, BM=tiles.rows, BC=tiles.others, BR=rank_block(up.shape[0], up.dtype), **how(tiles),
     )  # fmt: skip
 
 
@@ -298,7 +314,7 @@ def launch_backward(
         upstreams: (M, O) the gradient by each result, any strides.
         x: (M, K) the forward's input.
         low: what it returned beside the results, of these projections.
-        projections: these, one of which at least has an adapter.
+        projections: these.
         places: the place of each one's seed.
         seeds: the forward's.
         dropout_p: likewise.
@@ -314,8 +330,7 @@ def launch_backward(
     with on_device_of(x):
         rows, columns = x.shape
         slots = slots_of(projections, places, upstreams)
-        with_adapter = [slot for slot in slots if slot.rank]
-        problem = described(x, slots, dropout=dropout_p > 0)
+        problem = problem_of(x, slots, dropout_p)
         if plan is None:
             default = backward_plan(problem)
             search = functools.partial(
@@ -323,126 +338,119 @@ def launch_backward(
                 with_x=with_x, with_A=with_A, with_B=with_B,
             )  # fmt: skip
             plan = tuning.autotuned(
-                (*tuning_key("backward", x.device, problem), with_x, with_A, with_B),
+                (*tuning_key("lora backward", x.device, problem), with_x, with_A, with_B),
                 default,
                 candidates(default, problem, is_forward=False),
                 lambda candidate: search(plan=candidate),
             )
-        dropout = Dropout(x if seeds is None else seeds.contiguous(), dropout_p)
-        sizes_A = [slot.rank * columns for slot in with_adapter] if with_A else []
-        sizes_B = [slot.rank * slot.outputs for slot in with_adapter] if with_B else []
+        learning = adapted(slots) if problem.slots else None
+        size_A = columns * sum(slots.ranks) if with_A else 0
+        size_B = sum([rank * size for rank, size in zip(slots.ranks, slots.outputs, strict=True)]) if with_B else 0
         by_x = torch.empty((rows if with_x else 0, columns), dtype=x.dtype, device=x.device)
-        by_adapters = torch.empty(sum(sizes_A) + sum(sizes_B), dtype=low.dtype, device=x.device)
+        by_adapters = torch.empty(size_A + size_B, dtype=low.dtype, device=x.device)
         if not rows:
             return by_x, by_adapters.zero_()
-        dlow = torch.empty(low.shape, dtype=low.dtype, device=low.device)
-        in_loop = plan.way == "in-loop" and with_x
-        if (with_x or with_A) and not in_loop:
-            launch_low_gradient(with_adapter, dlow, rows, plan.low)
+        if learning is None or plan.way == "library":
+            add_frozen(by_x, slots)
+        if learning is None:
+            return by_x, by_adapters
+        seeds = x if seeds is None else seeds.contiguous()
+        dlow = torch.empty(low.shape, dtype=low.dtype, device=x.device)
+        if (with_x and plan.way != "in-loop") or (with_A and not (with_x and plan.way == "in-loop")):
+            launch_low_gradient(learning, dlow, problem, plan.low)
         if with_x and plan.way != "library":
-            launch_gradient(by_x, slots, dropout, dlow, plan)
-        elif with_x:
-            torch.mm(slots[0].upstream, slots[0].frozen.weight, out=by_x)
-            for slot in slots[1:]:
-                by_x.addmm_(slot.upstream, slot.frozen.weight)
+            launch_gradient(by_x, slots, seeds, dlow, problem, plan)
         updates = with_x and with_A and plan.way == "library" and problem.rank <= WIDEST[low.dtype]
         if with_x and plan.way == "library" and not updates:
-            for slot, part in zip(with_adapter, parts_of(dlow, rows, with_adapter), strict=True):
-                if dropout_p == 0 and dlow.dtype == x.dtype:
-                    by_x.addmm_(part, slot.lora_A)
-                else:
-                    seed = dropout.seeds[slot.seed :]
-                    launch_add(by_x, part, slot.lora_A, dropout.keep_scale, plan.outer, seed, dropout)
-        if by_adapters.numel():
-            n_chunks, chunk = chunks(problem, min(columns, *(slot.outputs for slot in with_adapter)), plan.outer)
-            partial = torch.empty((n_chunks, len(by_adapters)), dtype=torch.float32, device=x.device)
-            if with_A:
-                launch_by_A(x, with_adapter, dropout, dlow, by_x, partial, chunk, updates, plan.outer)
-            if with_B:
-                launch_by_B(with_adapter, low, partial, sum(sizes_A), chunk, plan.outer)
-            n_blocks = tuning.blocks(len(by_adapters), SUMMED)
-            lora_sum_kernel[(n_blocks,)](
-                partial, by_adapters, n_chunks, len(by_adapters), BC=SUMMED, num_warps=4, **FUSION
+            add_low(by_x, learning, seeds, dlow, problem, plan.outer)
+        if size_A or size_B:
+            n_chunks, chunk = chunks(problem, min(columns, *learning.outputs[: learning.size]), plan.outer)
+            partial = torch.empty((n_chunks, size_A + size_B), dtype=torch.float32, device=x.device)
+            if size_A:
+                launch_by_A(x, learning, seeds, dlow, by_x, partial, chunk, updates, problem, plan.outer)
+            if size_B:
+                launch_by_B(learning, low, partial, size_A, chunk, problem, plan.outer)
+            lora_sum_kernel[(tuning.blocks(size_A + size_B, SUMMED),)](
+                partial, by_adapters, n_chunks, size_A + size_B, BC=SUMMED, num_warps=4, **FUSION
             )
         return by_x, by_adapters
 
 
-def launch_low_gradient(slots: Sequence[Slot], dlow: torch.Tensor, rows: int, tiles: Tiles) -> None:
-    """Store scaling * dY B of all slots."""
-    rank = max(slot.rank for slot in slots)
-    upstreams, strides = upstreams_of(slots)
-    held = rank_block(rank, dlow.dtype)
-    parts = tuning.blocks(rank, held)
-    lora_low_kernel[(tuning.blocks(rows, tiles.rows) * len(slots) * parts,)](
-        *upstreams, *three(slot.lora_B for slot in slots), dlow, dlow,
-        rows, *three(slot.outputs for slot in slots), *three(slot.rank for slot in slots),
-        *three(slot.seed for slot in slots), *three(slot.frozen.scaling for slot in slots), *strides,
-        SLOTS=len(slots), IS_A=False, THRESHOLD=0, QUADS=True, THIN=thin_precision(upstreams[0]),
-        BM=tiles.rows, BK=tiles.inner, BR=held, PARTS=parts,
-        num_warps=tiles.warps, num_stages=tiles.stages, **FUSION,
-    )  # fmt: skip
+def add_frozen(by_x: torch.Tensor, slots: Slots) -> None:
+    """Compute the sum of dY W, or nothing where the gradient by x has no rows."""
+    if not by_x.shape[0]:
+        return
+    torch.mm(slots.upstreams[0], slots.weights[0], out=by_x)
+    for place in range(1, slots.size):
+        by_x.addmm_(slots.upstreams[place], slots.weights[place])
+
+
+def add_low(
+    by_x: torch.Tensor, slots: Slots, seeds: torch.Tensor, dlow: torch.Tensor, problem: Problem, tiles: Tiles
+) -> None:
+    """Add the low-rank terms to the gradient by x."""
+    for place, part in enumerate(parts_of(dlow, by_x.shape[0], slots)):
+        lora_A = slots.lora_As[place]
+        if problem.dropout:
+            seed = seeds[slots.seeds[place] :]
+            launch_add(by_x, part, lora_A, 1 / (1 - problem.dropout), seed, problem, tiles)
+        elif dlow.dtype == by_x.dtype:
+            by_x.addmm_(part, lora_A)
+        else:
+            launch_add(by_x, part, lora_A, 1.0, None, problem, tiles)
 
 
 def launch_gradient(
-    by_x: torch.Tensor, slots: Sequence[Slot], dropout: Dropout, dlow: torch.Tensor, plan: Plan
+    by_x: torch.Tensor, slots: Slots, seeds: torch.Tensor, dlow: torch.Tensor, problem: Problem, plan: Plan
 ) -> None:
     """Compute the gradient by x, the low-rank products inside the frozen ones."""
     tiles = plan.product
     rows, columns = by_x.shape
-    rank = max(slot.rank for slot in slots)
     upstreams, strides = upstreams_of(slots)
-    weights, weight_strides = weights_of(slots)
+    weights = alike(slots.weights, slice(0, 2))
     lora_bwd_kernel[(tuning.blocks(rows, tiles.rows) * tuning.blocks(columns, tiles.others),)](
-        *upstreams, *weights, *three(slot.lora_A for slot in slots), *three(slot.lora_B for slot in slots),
-        dlow, by_x, dropout.seeds,
-        rows, columns, *three(slot.outputs for slot in slots), *three(slot.rank for slot in slots),
-        *three(slot.seed for slot in slots), *three(slot.frozen.scaling for slot in slots), dropout.keep_scale,
-        *strides, *weight_strides,
-        SLOTS=len(slots), IN_LOOP=plan.way == "in-loop", **dropout.words(columns), PRECISION=precision(),
-        THIN=thin_precision(by_x), BM=tiles.rows, BN=tiles.others, BK=tiles.inner, BR=rank_block(rank, dlow.dtype),
-        GROUP=GROUP,
-        num_warps=tiles.warps, num_stages=tiles.stages, **FUSION,
+        *upstreams, *weights, *slots.lora_As, *slots.lora_Bs, dlow, by_x, seeds, rows, columns, *slots.outputs,
+        *slots.ranks, *slots.seeds, *slots.scalings, 1 / (1 - problem.dropout), *strides, *weights[0].stride(),
+        SLOTS=slots.size, IN_LOOP=plan.way == "in-loop", **mask_words(problem, columns), PRECISION=problem.precision,
+        THIN=problem.thin, BM=tiles.rows, BN=tiles.others, BK=tiles.inner, BR=rank_block(problem.rank, dlow.dtype),
+        GROUP=GROUP, **how(tiles),
     )  # fmt: skip
 
 
 def launch_by_A(
     x: torch.Tensor,
-    slots: Sequence[Slot],
-    dropout: Dropout,
+    slots: Slots,
+    seeds: torch.Tensor,
     dlow: torch.Tensor,
     by_x: torch.Tensor,
     partial: torch.Tensor,
     chunk: int,
     updates: bool,
+    problem: Problem,
     tiles: Tiles,
 ) -> None:
-    """Store what every chunk of rows adds to the gradients by A and, if asked, add the low-rank term to that by x."""
-    rank = max(slot.rank for slot in slots)
-    held = rank_block(rank, dlow.dtype)
-    lora_bwd_a_kernel[tuning.blocks(x.shape[1], tiles.others), len(partial), tuning.blocks(rank, held)](
-        x, *three(slot.lora_A for slot in slots), dlow, by_x, partial, dropout.seeds,
-        *x.shape, *three(slot.rank for slot in slots), *three(slot.seed for slot in slots), dropout.keep_scale,
-        chunk, partial.shape[1], *x.stride(),
-        SLOTS=len(slots), UPDATE=updates, **dropout.words(x.shape[1]), THIN=thin_precision(x),
-        BM=tiles.rows, BC=tiles.others, BR=held,
-        num_warps=tiles.warps, num_stages=tiles.stages, **FUSION,
+    """Store what every chunk of rows adds to the gradients by A and, if asked, add the low-rank terms to that by x."""
+    rows, columns = x.shape
+    held = rank_block(problem.rank, dlow.dtype)
+    n_chunks, total = partial.shape
+    lora_bwd_a_kernel[tuning.blocks(columns, tiles.others), n_chunks, tuning.blocks(problem.rank, held)](
+        x, *slots.lora_As, dlow, by_x, partial, seeds, rows, columns, *slots.ranks, *slots.seeds,
+        1 / (1 - problem.dropout), chunk, total, *x.stride(),
+        SLOTS=slots.size, UPDATE=updates, **mask_words(problem, columns), THIN=problem.thin,
+        BM=tiles.rows, BC=tiles.others, BR=held, **how(tiles),
     )  # fmt: skip
 
 
 def launch_by_B(
-    slots: Sequence[Slot], low: torch.Tensor, partial: torch.Tensor, start: int, chunk: int, tiles: Tiles
+    slots: Slots, low: torch.Tensor, partial: torch.Tensor, start: int, chunk: int, problem: Problem, tiles: Tiles
 ) -> None:
     """Store what every chunk of rows adds to the gradients by B, from column ``start`` of the partial results on."""
-    rank = max(slot.rank for slot in slots)
-    held = rank_block(rank, low.dtype)
     upstreams, strides = upstreams_of(slots)
-    n_columns = tuning.blocks(max(slot.outputs for slot in slots), tiles.others)
-    if not n_columns:
-        return
-    lora_bwd_b_kernel[n_columns, len(partial), tuning.blocks(rank, held) * len(slots)](
-        *upstreams, low, partial[:, start:],
-        len(upstreams[0]), *three(slot.outputs for slot in slots), *three(slot.rank for slot in slots),
-        *three(slot.frozen.scaling for slot in slots), chunk, partial.shape[1], *strides,
-        SLOTS=len(slots), THIN=thin_precision(upstreams[0]), BM=tiles.rows, BC=tiles.others, BR=held,
-        num_warps=tiles.warps, num_stages=tiles.stages, **FUSION,
+    held = rank_block(problem.rank, low.dtype)
+    n_chunks, total = partial.shape
+    n_columns = tuning.blocks(max(slots.outputs), tiles.others)
+    lora_bwd_b_kernel[n_columns, n_chunks, tuning.blocks(problem.rank, held) * slots.size](
+        *upstreams, low, partial[:, start:], problem.rows, *slots.outputs, *slots.ranks, *slots.scalings, chunk, total,
+        *strides,
+        SLOTS=slots.size, THIN=problem.thin, BM=tiles.rows, BC=tiles.others, BR=held, **how(tiles),
     )  # fmt: skip

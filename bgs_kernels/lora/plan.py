@@ -15,6 +15,7 @@ for all calls, so that they can be compared, and ``BGS_AUTOTUNE=1`` times them a
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -64,7 +65,7 @@ class Problem:
         slots: how many projections have an adapter.
         dtype: of x.
         adapter_dtype: of A and B.
-        dropout: whether there is any.
+        dropout: the probability to drop an entry.
         precision: of float32 products, in Triton's words.
         capability: that of the device, None where it has none or another than those known.
         processors: how many multiprocessors it has.
@@ -77,10 +78,16 @@ class Problem:
     slots: int
     dtype: torch.dtype
     adapter_dtype: torch.dtype
-    dropout: bool
+    dropout: float
     precision: str
     capability: tuple[int, int] | None
     processors: int
+
+    @property
+    def thin(self) -> str:
+        """The precision of float32 products with A and B: an operand of half precision is exact in TensorFloat-32, so
+        that three products of it are as good as one in IEEE float32."""
+        return "tf32x3" if self.precision == "ieee" and self.dtype != torch.float32 else self.precision
 
 
 def forward_plan(problem: Problem) -> Plan:
@@ -89,8 +96,7 @@ def forward_plan(problem: Problem) -> Plan:
     Raises:
         ValueError: ``BGS_LORA_WAY`` names no way.
     """
-    way = way_of(problem, is_forward=True)
-    return Plan(way, product_tiles(problem, problem.outputs), low_tiles(problem), outer_tiles(problem))
+    return default_plan(problem, way_of(problem, is_forward=True), problem.outputs)
 
 
 def backward_plan(problem: Problem) -> Plan:
@@ -99,8 +105,13 @@ def backward_plan(problem: Problem) -> Plan:
     Raises:
         ValueError: ``BGS_LORA_WAY`` names no way.
     """
-    way = way_of(problem, is_forward=False)
-    return Plan(way, product_tiles(problem, problem.columns), low_tiles(problem), outer_tiles(problem))
+    return default_plan(problem, way_of(problem, is_forward=False), problem.columns)
+
+
+@functools.cache
+def default_plan(problem: Problem, way: str, columns: int) -> Plan:
+    """Give the tiles of a way whose frozen product has ``columns`` columns."""
+    return Plan(way, product_tiles(problem, columns), low_tiles(problem), outer_tiles(problem))
 
 
 def way_of(problem: Problem, *, is_forward: bool) -> str:
@@ -121,7 +132,7 @@ def product_tiles(problem: Problem, columns: int) -> Tiles:
     if problem.adapter_dtype == torch.float32:
         return Tiles(128 if large else 64, 64 if large else 32, 64, warps=8, stages=3)
     few = tuning.blocks(problem.rows, 128) * tuning.blocks(columns, 128) < 2 * problem.processors
-    masks = problem.dropout and problem.slots > 1  # beside the sum over slots
+    masks = problem.dropout > 0 and problem.slots > 1  # beside the sum over slots
     if few or masks or not large:
         return Tiles(128, 64, 64, warps=8, stages=3)
     return Tiles(128, 128, 64, warps=8, stages=4)
@@ -179,7 +190,7 @@ def candidates(default: Plan, problem: Problem, *, is_forward: bool) -> Iterator
 
 def serves_in_loop(problem: Problem, *, is_forward: bool) -> bool:
     """Say whether the low-rank intermediate can be made beside the frozen product."""
-    return problem.rank <= WIDEST[problem.adapter_dtype] and not (is_forward and problem.dropout)
+    return problem.rank <= WIDEST[problem.adapter_dtype] and not (is_forward and problem.dropout > 0)
 
 
 def rank_block(rank: int, dtype: torch.dtype) -> int:
