@@ -43,9 +43,9 @@ def why_not(request: Request) -> str | None:
         return f"x on {x.device.type}, not on a CUDA device"
     if x.dtype not in rows.SERVED:
         return f"x of {str(x.dtype).removeprefix('torch.')}"
-    ranks = [len(tensor) for name, tensor in given.items() if name.endswith("lora_A")]
-    if max(ranks, default=0) > MOST_RANKS:
-        return f"an adapter of rank {max(ranks)}, above {MOST_RANKS}"
+    for name, tensor in given.items():
+        if name.endswith("lora_A") and tensor.shape[0] > MOST_RANKS:
+            return f"an adapter of rank {tensor.shape[0]}, above {MOST_RANKS}"
     dropout_p = request.options["dropout_p"]
     assert isinstance(dropout_p, float)
     if threshold(dropout_p) >= 2**32:
