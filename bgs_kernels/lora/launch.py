@@ -21,7 +21,18 @@ from bgs_kernels.lora.kernels import (
     lora_low_shared_kernel,
     lora_sum_kernel,
 )
-from bgs_kernels.lora.plan import WIDEST, Plan, Problem, backward_plan, candidates, chunks, forward_plan, rank_block
+from bgs_kernels.lora.plan import (
+    WAYS,
+    WIDEST,
+    Plan,
+    Problem,
+    backward_plan,
+    candidates,
+    chunks,
+    forward_plan,
+    rank_block,
+    serves_in_loop,
+)
 from bgs_kernels.lora.projection import Projection
 from bgs_kernels.pairwise.fused import FUSION, on_device_of, precision
 from bgs_kernels.tuning import Tiles
@@ -454,3 +465,6 @@ def launch_by_B(
         *strides,
         SLOTS=slots.size, THIN=problem.thin, BM=tiles.rows, BC=tiles.others, BR=held, **how(tiles),
     )  # fmt: skip
+
+
+__all__ = ["SLOTS", "WAYS", "backward_plan", "forward_plan", "launch_backward", "launch_forward", "serves_in_loop"]
