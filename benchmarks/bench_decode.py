@@ -6,17 +6,13 @@ both have to give the same pixels.
 
 from __future__ import annotations
 
-import argparse
 import bisect
 import functools
-import json
-import logging
 import os
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +21,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import environment, runner
+from benchmarks import command, results, runner, table, timing
 from bgs.data.clips import ClipSet
 from bgs.data.preprocess import Preprocess
-
-logger = logging.getLogger(__name__)
 
 CLIPS = 16
 """Files in a folder; a step decodes all of them."""
@@ -57,8 +51,8 @@ CONTENDERS = (PLAIN, ONE, ALL)
 REQUIRED = 1.7
 """Times as fast as the plain loop, on two cores or more."""
 
-ROUNDS = (3, 25)
-"""The fewest and the most rounds; each of them times every contender once."""
+MOST_SECONDS = 20.0
+"""How long the contenders of a case take turns, at most."""
 
 SECONDS_A_JOB = 120.0
 
@@ -153,102 +147,79 @@ def measure(what: dict[str, Any]) -> dict[str, Any]:
     """Measure the contenders of one case in turns, as ``runner.run`` asks for it.
 
     Args:
-        what: ``size``, ``mode`` and ``seconds``.
+        what: ``size``, ``mode``, ``contenders`` and ``seconds``.
 
     Returns:
-        ``contenders``: what each adds to its entry in the JSON file.
+        ``contenders``: of each what it adds to its entry in the JSON file.
     """
     torch.set_num_threads(1)  # the plain loop's resize is to be its own thread's work as well
     paths = folder_of(what["size"])
     steps = contenders(paths, RESAMPLERS[what["mode"]])
     expected = steps[PLAIN]()
     outcomes: dict[str, dict[str, Any]] = {}
-    for name, step in steps.items():
-        same = torch.equal(step(), expected)
-        outcomes[name] = {"status": "ok"} if same else {"status": "wrong", "reason": "the pixels are not PyAV's"}
-    right = [name for name in steps if outcomes[name]["status"] == "ok"]
-    times: dict[str, list[float]] = {name: [] for name in right}
-    spent: dict[str, list[float]] = {name: [] for name in right}
-    begin = time.perf_counter()
-    while (done := len(times[PLAIN])) < ROUNDS[0] or (
-        done < ROUNDS[1] and time.perf_counter() - begin < what["seconds"]
-    ):
-        for name in right:
-            start, used = time.perf_counter(), time.process_time()
-            steps[name]()
-            times[name].append(1e3 * (time.perf_counter() - start))
-            spent[name].append(1e3 * (time.process_time() - used))
-        right.append(right.pop(0))
-    for name in times:
-        outcomes[name] |= {"step_ms": _summary(times[name]), "cpu_ms": _summary(spent[name])}
-        outcomes[name]["rates"] = {"clips_per_second": 1e3 * len(paths) / outcomes[name]["step_ms"]["median_ms"]}
+    spent: dict[str, list[float]] = {}
+    for name in what["contenders"]:
+        outcomes[name], spent[name] = {"status": "ok"}, []
+        if not torch.equal(steps[name](), expected):
+            outcomes[name] = {"status": "wrong", "reason": "the pixels are not those of the plain loop"}
+    right = {name: _counted(steps[name], spent[name]) for name, its in outcomes.items() if its["status"] == "ok"}
+    times = timing.interleaved(right, device=DEVICE, seconds=what["seconds"])
+    for name, own in times.items():
+        outcomes[name]["step_ms"] = timing.summary(own)
+        outcomes[name]["cpu_ms"] = timing.summary(spent[name][-len(own) :])  # the first ones warmed up
     return {"contenders": outcomes}
 
 
-def _summary(times: list[float]) -> dict[str, float]:
-    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-    return {"median_ms": median, "low_ms": low, "high_ms": high, "runs": len(times)}
+def _counted(step: Step, spent: list[float]) -> Callable[[], None]:
+    """Make a step note the processor time that it takes, in ms."""
+
+    def counted() -> None:
+        begin = time.process_time()
+        step()
+        spent.append(1e3 * (time.process_time() - begin))
+
+    return counted
 
 
-def jobs(sizes: list[str], seconds: float) -> Iterator[runner.Job]:
+def jobs(sizes: Sequence[str], contenders: Sequence[str], seconds: float) -> Iterator[runner.Job]:
     """List what to measure."""
     for size in sizes:
         for mode in RESAMPLERS:
-            yield runner.Job({"size": size, "mode": mode, "seconds": seconds}, SECONDS_A_JOB, "decode")
+            what = {"kind": "time", "size": size, "mode": mode, "contenders": list(contenders), "seconds": seconds}
+            yield runner.Job(what, SECONDS_A_JOB, "decode")
 
 
-def bar(cases: list[dict[str, Any]]) -> dict[str, Any]:
+def bars(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Say whether the requirement is met by every case that was measured."""
-    medians = {
-        (case["size"], case["mode"], case["contender"]): case["step_ms"]["median_ms"]
-        for case in cases
-        if "step_ms" in case
-    }
-    found = [medians[size, mode, PLAIN] / median for (size, mode, name), median in medians.items() if name == ALL]
-    return {
-        "what": f"times as fast as {PLAIN}, in the slowest case",
-        "required": f">= {REQUIRED:g}",
-        "found": min(found) if found else None,
-        "met": min(found) >= REQUIRED if found else None,
-        "cases": len(found),
-    }
+    found = [
+        ratio for case in cases if case["contender"] == ALL and (ratio := table.speedup(cases, case, PLAIN)) is not None
+    ]
+    worst = min(found) if found else None
+    return [results.bar(f"times as fast as {PLAIN!r} in the slowest case", worst, least=REQUIRED, over=len(found))]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; the exit status is 1 when pixels were wrong, however the rest went."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_decode", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--sizes", nargs="+", choices=FOLDERS, default=list(FOLDERS))
-    parser.add_argument("--seconds", type=float, default=120.0, help="for everything; what is left over is skipped")
+    parser = command.parser("benchmarks.bench_decode", __doc__, sizes=FOLDERS, contenders=CONTENDERS)
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if given.out is None:
+        parser.error("--out is needed")
+    sizes, _ = command.chosen(given, tuple(FOLDERS), 1)
     torch.set_num_threads(1)  # as where it is measured
-    content: dict[str, Any] = {
-        "benchmark": "decode",
-        "environment": environment.describe(DEVICE) | {"av": av.__version__, "workers": len(os.sched_getaffinity(0))},
-        "definitions": DEFINITIONS,
-        "baselines": [PLAIN],
-        "bars": [],
-        "cases": [],
-    }
-
-    def record(what: dict[str, Any], outcome: dict[str, Any]) -> None:
-        for name, its in (outcome.get("contenders") or dict.fromkeys(CONTENDERS, outcome)).items():
-            labels = {"size": what["size"], "mode": what["mode"], "contender": name}
-            content["cases"].append(labels | {"dimensions": {"rows": CLIPS}} | its)
-            said = f"{its['step_ms']['median_ms']:.1f} ms" if "step_ms" in its else its.get("reason", "")
-            logger.info("%s, %s, %s: %s", what["size"], what["mode"], name, said)
-        content["bars"] = [bar(content["cases"])]
-        given.out.write_text(json.dumps(content, indent=1) + "\n")
-
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    cases = len(given.sizes) * len(RESAMPLERS)
-    each = min(15.0, given.seconds / (2 * cases))
-    runner.run(jobs(given.sizes, each), module="benchmarks.bench_decode", seconds=given.seconds, record=record)
-    for required in content["bars"]:
-        if required["found"] is not None:
-            logger.info("%s: %.2f, required %s", required["what"], required["found"], required["required"])
-    return 1 if any(case["status"] == "wrong" for case in content["cases"]) else 0
+    written = results.Results(
+        given.out,
+        DEVICE,
+        benchmark="decode",
+        definitions=DEFINITIONS,
+        baselines=[PLAIN],
+        about=lambda what: {"dimensions": {"rows": CLIPS}},
+        rates=lambda case, ceilings: {"clips_per_second": 1e3 * CLIPS / case["step_ms"]["median_ms"]},
+        bars=bars,
+        settings={"av": av.__version__, "cores": len(os.sched_getaffinity(0))},
+    )
+    each = given.seconds / (2 * len(sizes) * len(RESAMPLERS))  # as much again for the clips, and for being slow
+    wanted = jobs(sizes, given.contenders, min(MOST_SECONDS, each))
+    return command.run(written, wanted, module="benchmarks.bench_decode", seconds=given.seconds)
 
 
 if __name__ == "__main__":

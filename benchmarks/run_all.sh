@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Runs the kernels' tests and the benchmarks on this machine, and writes logs, JSON, a table and plots into one folder:
 #   benchmarks/run_all.sh OUT [PHASE ...]
-# The phases are, in this order, tests attention lora backbones hybrid_loss dispatch statistics: all of them by default
-# (statistics are about the CPU, and left out where there is a GPU), or those that are named. "run_all.sh OUT tests" runs
+# The phases are, in this order, tests attention lora backbones hybrid_loss dispatch statistics decode: all of them by
+# default (the last two are about the CPU, and left out where there is a GPU), or those named. "run_all.sh OUT tests" runs
 # the tests alone, "run_all.sh OUT lora attention" those two with all the time for them.
 # BGS_BENCH_SECONDS (480) is the time for all of it, divided by weight; what a phase leaves over is the later ones'.
 # PYTHON chooses the interpreter. A phase that fails stops no other; the exit status is that of the first that failed.
 set -uo pipefail
-phases=(tests attention lora backbones hybrid_loss dispatch statistics)
+phases=(tests attention lora backbones hybrid_loss dispatch statistics decode)
 usage() {
   echo "usage: benchmarks/run_all.sh OUT [PHASE ...], a phase being one of ${phases[*]}" >&2
   exit 2
@@ -33,7 +33,7 @@ gpu=false
 chosen=()
 for phase in "${phases[@]}"; do
   if [ $# -eq 1 ]; then
-    [ "$phase" != statistics ] || ! $gpu || continue
+    ! $gpu || [[ $phase != statistics && $phase != decode ]] || continue
     chosen+=("$phase")
   elif [[ " ${*:2} " == *" $phase "* ]]; then
     chosen+=("$phase")
@@ -46,6 +46,7 @@ weight() { # PHASE
     backbones) echo 5 ;;
     attention | lora) echo 4 ;;
     hybrid_loss | statistics) echo 3 ;;
+    decode) echo 2 ;;
     dispatch) echo 1 ;;
   esac
 }

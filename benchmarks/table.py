@@ -22,6 +22,8 @@ COLUMNS = (
     "of gradient",
     "TFLOP/s",
     "of floor",
+    "CPU ms",
+    "clips/s",
 )
 """Before the ratios to the baselines, which come after the times that they are of. What a run leaves empty is left
 out."""
@@ -43,7 +45,7 @@ two were timed in turns the median over the rounds, of steps, and `graph x NAME`
 the medians. `kernels` are those launched, in forward + backward or in the step, with `m` memsets and `c` copies. `peak
 MiB` is the most that a step allocates at a time, `of gradient` that over the size of the gradient. TFLOP/s counts
 useful operations in the faster of step and graph; `of floor` is the time that these, or the least traffic, would take
-at the measured ceilings over the time taken."""
+at the measured ceilings over the time taken. `CPU ms` is the processor time of a step, all threads together."""
 
 
 def speedup(cases: list[dict[str, Any]], case: dict[str, Any], baseline: str, *, graph: bool = False) -> float | None:
@@ -238,6 +240,8 @@ def _cells(run: dict[str, Any], case: dict[str, Any]) -> dict[str, str]:
         "of gradient": f"{case['peak_over_gradient']:.3g}" if "peak_over_gradient" in case else "",
         "TFLOP/s": f"{rates['tflops']:.3g}" if "tflops" in rates else "",
         "of floor": f"{rates['share_of_floor']:.0%}" if "share_of_floor" in rates else "",
+        "CPU ms": _time(case, "cpu_ms"),
+        "clips/s": f"{rates['clips_per_second']:.4g}" if "clips_per_second" in rates else "",
     }
     for baseline in run["baselines"]:
         for graph in (False, True):
