@@ -158,6 +158,8 @@ def _check_table(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
             raise ValueError(f"{name}: is a constant and gets no gradient, but requires one; pass it detached")
 
 
+dispatch.register("rope_3d", "triton", "bgs_kernels.attention.fused")
 dispatch.register("rope_3d", "reference", "bgs_kernels.attention.reference")
+dispatch.register("attention", "triton", "bgs_kernels.attention.fused")
 dispatch.register("attention", "sdpa", "bgs_kernels.attention.library")
 dispatch.register("attention", "reference", "bgs_kernels.attention.reference")

@@ -1,0 +1,749 @@
+"""The Triton kernels of attention: flash attention forward and backward, the same for sets of a few rows, and the turning
+of rows by a table of cosines and sines.
+
+A head is one block of columns or two (D1, and D2 beside it or 0): 80 columns are 64 and 16, where a block of 128 would
+multiply by zero three times in eight. Scores are kept as exponents of 2: c = scale * log2(e) is multiplied into them where
+the largest is subtracted, so that a probability is exp2(s * c - top).
+
+Prefixes: p_ pointer, b_ block in registers, o_ offsets, m_ mask, i_ index of a program.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from bgs_kernels.pairwise.kernels import product, rounded
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def load_rows(p_x, o_rows, stride_d, m_rows, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, WHOLE: tl.constexpr):
+    """Load columns FIRST and on of rows, (rows, WIDTH), 0 beyond D and, unless they are WHOLE, outside the mask."""
+    o_d = FIRST + tl.arange(0, WIDTH).to(tl.int64)
+    p_block = p_x + o_rows[:, None] + (o_d * stride_d)[None, :]
+    if FIRST + WIDTH <= D:
+        if WHOLE:
+            return tl.load(p_block)
+        else:
+            return tl.load(p_block, mask=m_rows[:, None], other=0.0)
+    else:
+        if WHOLE:
+            return tl.load(p_block, mask=(o_d < D)[None, :], other=0.0)
+        else:
+            return tl.load(p_block, mask=m_rows[:, None] & (o_d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def load_head(p_x, o_rows, stride_d, m_rows, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, WHOLE: tl.constexpr):
+    """Load rows in their two blocks of columns; the second is the first where there is none."""
+    b_1 = load_rows(p_x, o_rows, stride_d, m_rows, 0, D1, D, WHOLE)
+    b_2 = b_1
+    if D2 > 0:
+        b_2 = load_rows(p_x, o_rows, stride_d, m_rows, D1, D2, D, WHOLE)
+    return b_1, b_2
+
+
+@triton.jit
+def store_rows(p_x, o_rows, m_rows, b_x, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):
+    """Store columns FIRST and on of rows whose entries lie side by side, in the dtype of what is pointed to."""
+    o_d = FIRST + tl.arange(0, WIDTH)
+    m_block = m_rows[:, None]
+    if FIRST + WIDTH > D:
+        m_block = m_block & (o_d < D)[None, :]
+    tl.store(p_x + o_rows[:, None] + o_d[None, :], rounded(b_x, p_x.dtype.element_ty), mask=m_block)
+
+
+@triton.jit
+def swapped(b_x):
+    """Swap the entries of every pair (2m, 2m + 1) of columns and negate the one that comes first."""
+    b_even, b_odd = tl.split(tl.reshape(b_x, (b_x.shape[0], b_x.shape[1] // 2, 2)))
+    return tl.reshape(tl.join(-b_odd, b_even), b_x.shape)
+
+
+@triton.jit
+def turned(
+    b_x, p_cos, p_sin, o_n, m_n, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, TRANSPOSED: tl.constexpr
+):
+    """Turn columns FIRST and on of rows by the rows o_n of a table (N, D), in float32; TRANSPOSED: the gradient's way."""
+    b_cos = load_rows(p_cos, o_n.to(tl.int64) * D, 1, m_n, FIRST, WIDTH, D, False)
+    b_sin = load_rows(p_sin, o_n.to(tl.int64) * D, 1, m_n, FIRST, WIDTH, D, False)
+    b_x = b_x.to(tl.float32)
+    if TRANSPOSED:
+        return b_x * b_cos - swapped(b_x * b_sin)
+    else:
+        return b_x * b_cos + swapped(b_x) * b_sin
+
+
+@triton.jit
+def rope_kernel(
+    p_x,
+    p_cos,
+    p_sin,
+    p_turned,
+    H,
+    N,
+    stride_b,
+    stride_h,
+    stride_n,
+    stride_d,
+    D: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    BM: tl.constexpr,
+    BD: tl.constexpr,
+    BH: tl.constexpr,
+):
+    """Turn BM rows of BH heads, whose part of the table is read once; the result is laid out as (B, N, H, D)."""
+    n_blocks, n_groups = tl.cdiv(N, BM), tl.cdiv(H, BH)
+    i_block = tl.program_id(0) % n_blocks
+    i_group = tl.program_id(0) // n_blocks % n_groups
+    i_set = (tl.program_id(0) // (n_blocks * n_groups)).to(tl.int64)
+    o_n = (i_block * BM + tl.arange(0, BM)).to(tl.int64)
+    m_n = o_n < N
+    b_cos = load_rows(p_cos, o_n * D, 1, m_n, 0, BD, D, False)
+    b_sin = load_rows(p_sin, o_n * D, 1, m_n, 0, BD, D, False)
+    p_x += i_set * stride_b + (i_group * BH).to(tl.int64) * stride_h
+    p_turned += (i_set * N * H + i_group * BH) * D
+    for _ in range(i_group * BH, tl.minimum(i_group * BH + BH, H)):
+        b_x = load_rows(p_x, o_n * stride_n, stride_d, m_n, 0, BD, D, False).to(tl.float32)
+        if TRANSPOSED:
+            b_x = b_x * b_cos - swapped(b_x * b_sin)
+        else:
+            b_x = b_x * b_cos + swapped(b_x) * b_sin
+        store_rows(p_turned, o_n * H * D, m_n, b_x, 0, BD, D)
+        p_x += stride_h
+        p_turned += D
+
+
+@triton.jit
+def products(b_a1, b_a2, b_b1, b_b2, D2: tl.constexpr, PRECISION: tl.constexpr):
+    """Multiply rows a with rows b, (rows a, rows b) float32."""
+    b_products = tl.zeros((b_a1.shape[0], b_b1.shape[0]), tl.float32)
+    b_products = product(b_a1, tl.trans(b_b1), b_products, PRECISION)
+    if D2 > 0:
+        b_products = product(b_a2, tl.trans(b_b2), b_products, PRECISION)
+    return b_products
+
+
+@triton.jit
+def add_products(b_sum1, b_sum2, b_weights, b_x1, b_x2, D2: tl.constexpr, PRECISION: tl.constexpr):
+    """Add rows x, weighted by b_weights (rows of the sums, rows x) rounded to their dtype, to two blocks of columns."""
+    b_weights = rounded(b_weights, b_x1.dtype)
+    b_sum1 = product(b_weights, b_x1, b_sum1, PRECISION)
+    if D2 > 0:
+        b_sum2 = product(b_weights, b_x2, b_sum2, PRECISION)
+    return b_sum1, b_sum2
+
+
+@triton.jit
+def add_keys(
+    b_top,
+    b_sum,
+    b_taking,
+    b_out1,
+    b_out2,
+    b_q1,
+    b_q2,
+    p_k,
+    p_v,
+    p_mask,
+    o_m,
+    M,
+    c,
+    stride_k_m,
+    stride_k_d,
+    stride_v_m,
+    stride_v_d,
+    stride_mask_m,
+    D: tl.constexpr,
+    D1: tl.constexpr,
+    D2: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add a block of keys, the first M of o_m, to the running maxima, sums and outputs of a block of queries."""
+    m_m = o_m < M
+    b_k1, b_k2 = load_head(p_k, o_m * stride_k_m, stride_k_d, m_m, D, D1, D2, WHOLE)
+    b_s = products(b_q1, b_q2, b_k1, b_k2, D2, PRECISION)
+    if HAS_MASK:
+        b_mask = tl.load(p_mask + o_m * stride_mask_m, mask=m_m, other=0)
+        b_taking = tl.maximum(b_taking, b_mask)
+        b_s = tl.where((b_mask != 0)[None, :], b_s, -float("inf"))
+    elif not WHOLE:
+        b_s = tl.where(m_m[None, :], b_s, -float("inf"))
+    b_new = tl.maximum(b_top, tl.max(b_s, 1) * c)
+    b_shift = tl.where(b_new == -float("inf"), 0.0, b_new)  # rows that have no score above -inf yet
+    b_p = tl.exp2(b_s * c - b_shift[:, None])
+    b_less = tl.exp2(b_top - b_shift)
+    b_sum = b_sum * b_less + tl.sum(b_p, 1)
+    b_out1 = b_out1 * b_less[:, None]
+    if D2 > 0:
+        b_out2 = b_out2 * b_less[:, None]
+    b_v1, b_v2 = load_head(p_v, o_m * stride_v_m, stride_v_d, m_m, D, D1, D2, WHOLE)
+    b_out1, b_out2 = add_products(b_out1, b_out2, b_p, b_v1, b_v2, D2, PRECISION)
+    return b_new, b_sum, b_taking, b_out1, b_out2
+
+
+@triton.jit
+def attention_fwd_kernel(
+    p_q,
+    p_k,
+    p_v,
+    p_cos,
+    p_sin,
+    p_mask,
+    p_out,
+    p_lse,
+    p_turned,
+    H,
+    N,
+    M,
+    scale,
+    stride_q_b,
+    stride_q_h,
+    stride_q_n,
+    stride_q_d,
+    stride_k_b,
+    stride_k_h,
+    stride_k_m,
+    stride_k_d,
+    stride_v_b,
+    stride_v_h,
+    stride_v_m,
+    stride_v_d,
+    stride_mask_b,
+    stride_mask_m,
+    D: tl.constexpr,
+    D1: tl.constexpr,
+    D2: tl.constexpr,
+    HAS_ROPE: tl.constexpr,
+    STORE_TURNED: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Compute the outputs (B, N, H, D) and log-sum-exps (B, H, N) of a block of BM queries of one head.
+
+    HAS_ROPE: the queries are turned first and, STORE_TURNED, kept as (B, N, H, D); the keys are turned already.
+    """
+    n_blocks = tl.cdiv(N, BM)
+    i_pair = tl.program_id(0) // n_blocks
+    i_b = (i_pair // H).to(tl.int64)
+    i_h = (i_pair % H).to(tl.int64)
+    o_n = (tl.program_id(0) % n_blocks * BM + tl.arange(0, BM)).to(tl.int64)
+    m_n = o_n < N
+    c = scale * LOG2_E
+    o_out = ((i_b * N + o_n) * H + i_h) * D
+    b_q1, b_q2 = load_head(
+        p_q + i_b * stride_q_b + i_h * stride_q_h, o_n * stride_q_n, stride_q_d, m_n, D, D1, D2, False
+    )
+    if HAS_ROPE:
+        b_q1 = rounded(turned(b_q1, p_cos, p_sin, o_n, m_n, 0, D1, D, False), p_q.dtype.element_ty)
+        if STORE_TURNED:
+            store_rows(p_turned, o_out, m_n, b_q1, 0, D1, D)
+        if D2 > 0:
+            b_q2 = rounded(turned(b_q2, p_cos, p_sin, o_n, m_n, D1, D2, D, False), p_q.dtype.element_ty)
+            if STORE_TURNED:
+                store_rows(p_turned, o_out, m_n, b_q2, D1, D2, D)
+    p_k += i_b * stride_k_b + i_h * stride_k_h
+    p_v += i_b * stride_v_b + i_h * stride_v_h
+    p_mask += i_b * stride_mask_b
+    b_top = tl.full((BM,), -float("inf"), tl.float32)
+    b_sum = tl.zeros((BM,), tl.float32)
+    b_taking = tl.zeros((BN,), p_mask.dtype.element_ty) if HAS_MASK else 0
+    b_out1 = tl.zeros((BM, D1), tl.float32)
+    b_out2 = tl.zeros((BM, D2 if D2 > 0 else 16), tl.float32)
+    o_m = tl.arange(0, BN).to(tl.int64)
+    n_whole = M // BN * BN
+    for j in range(0, n_whole, BN):
+        b_top, b_sum, b_taking, b_out1, b_out2 = add_keys(
+            b_top, b_sum, b_taking, b_out1, b_out2, b_q1, b_q2, p_k, p_v, p_mask, j + o_m, M, c,
+            stride_k_m, stride_k_d, stride_v_m, stride_v_d, stride_mask_m,
+            D, D1, D2, HAS_MASK, True, PRECISION,
+        )  # fmt: skip
+    if n_whole < M:
+        b_top, b_sum, b_taking, b_out1, b_out2 = add_keys(
+            b_top, b_sum, b_taking, b_out1, b_out2, b_q1, b_q2, p_k, p_v, p_mask, n_whole + o_m, M, c,
+            stride_k_m, stride_k_d, stride_v_m, stride_v_d, stride_mask_m,
+            D, D1, D2, HAS_MASK, False, PRECISION,
+        )  # fmt: skip
+    if HAS_MASK:
+        b_sum = tl.where(tl.max(b_taking, 0) == 0, 1.0, b_sum)  # without any key the output is 0 and the maximum -inf
+    tl.store(p_lse + i_pair.to(tl.int64) * N + o_n, b_top * LN_2 + tl.log(b_sum), mask=m_n)
+    store_rows(p_out, o_out, m_n, b_out1 / b_sum[:, None], 0, D1, D)
+    if D2 > 0:
+        store_rows(p_out, o_out, m_n, b_out2 / b_sum[:, None], D1, D2, D)
+
+
+@triton.jit
+def load_lse(p_lse, o_n, m_n, HAS_MASK: tl.constexpr):
+    """Load the log-sum-exps of rows as exponents of 2; infinite where nothing of a row may count, which has no key or
+    lies outside."""
+    b_lse = tl.load(p_lse + o_n, mask=m_n, other=float("inf"))
+    if HAS_MASK:
+        b_lse = tl.where(b_lse == -float("inf"), float("inf"), b_lse)
+    return b_lse * LOG2_E
+
+
+@triton.jit
+def add_keys_of_gradient(
+    b_dq1,
+    b_dq2,
+    b_q1,
+    b_q2,
+    b_do1,
+    b_do2,
+    b_lse,
+    b_delta,
+    p_k,
+    p_v,
+    p_mask,
+    o_m,
+    M,
+    c,
+    stride_k_m,
+    stride_k_d,
+    stride_v_m,
+    stride_v_d,
+    stride_mask_m,
+    D: tl.constexpr,
+    D1: tl.constexpr,
+    D2: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add what a block of keys, the first M of o_m, gives to the gradient of a block of queries."""
+    m_m = o_m < M
+    b_k1, b_k2 = load_head(p_k, o_m * stride_k_m, stride_k_d, m_m, D, D1, D2, WHOLE)
+    b_p = tl.exp2(products(b_q1, b_q2, b_k1, b_k2, D2, PRECISION) * c - b_lse[:, None])
+    if HAS_MASK:
+        m_m = tl.load(p_mask + o_m * stride_mask_m, mask=m_m, other=0) != 0
+        b_p = tl.where(m_m[None, :], b_p, 0.0)
+    elif not WHOLE:
+        b_p = tl.where(m_m[None, :], b_p, 0.0)
+    b_v1, b_v2 = load_head(p_v, o_m * stride_v_m, stride_v_d, o_m < M, D, D1, D2, WHOLE)
+    b_ds = b_p * (products(b_do1, b_do2, b_v1, b_v2, D2, PRECISION) - b_delta[:, None])
+    return add_products(b_dq1, b_dq2, b_ds, b_k1, b_k2, D2, PRECISION)
+
+
+@triton.jit
+def store_gradient(
+    p_gradient,
+    o_rows,
+    m_rows,
+    b_1,
+    b_2,
+    p_cos,
+    p_sin,
+    o_n,
+    HAS_ROPE: tl.constexpr,
+    D: tl.constexpr,
+    D1: tl.constexpr,
+    D2: tl.constexpr,
+):
+    """Store the gradient of rows, turned back if the rows were turned by the rows o_n of the table."""
+    if HAS_ROPE:
+        b_1 = turned(b_1, p_cos, p_sin, o_n, m_rows, 0, D1, D, True)
+        if D2 > 0:
+            b_2 = turned(b_2, p_cos, p_sin, o_n, m_rows, D1, D2, D, True)
+    store_rows(p_gradient, o_rows, m_rows, b_1, 0, D1, D)
+    if D2 > 0:
+        store_rows(p_gradient, o_rows, m_rows, b_2, D1, D2, D)
+
+
+@triton.jit
+def attention_bwd_queries_kernel(
+    p_q,
+    p_k,
+    p_v,
+    p_cos,
+    p_sin,
+    p_mask,
+    p_out,
+    p_do,
+    p_lse,
+    p_delta,
+    p_dq,
+    H,
+    N,
+    M,
+    scale,
+    stride_q_b,
+    stride_q_h,
+    stride_q_n,
+    stride_q_d,
+    stride_k_b,
+    stride_k_h,
+    stride_k_m,
+    stride_k_d,
+    stride_v_b,
+    stride_v_h,
+    stride_v_m,
+    stride_v_d,
+    stride_out_b,
+    stride_out_h,
+    stride_out_n,
+    stride_out_d,
+    stride_do_b,
+    stride_do_h,
+    stride_do_n,
+    stride_do_d,
+    stride_mask_b,
+    stride_mask_m,
+    D: tl.constexpr,
+    D1: tl.constexpr,
+    D2: tl.constexpr,
+    HAS_ROPE: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Compute delta = sum of output times its gradient (B, H, N) and, WITH_GRADIENT, the gradient (B, N, H, D) of a block
+    of BM queries of one head. Queries and keys are turned already."""
+    n_blocks = tl.cdiv(N, BM)
+    i_pair = tl.program_id(0) // n_blocks
+    i_b = (i_pair // H).to(tl.int64)
+    i_h = (i_pair % H).to(tl.int64)
+    o_n = (tl.program_id(0) % n_blocks * BM + tl.arange(0, BM)).to(tl.int64)
+    m_n = o_n < N
+    b_do1, b_do2 = load_head(
+        p_do + i_b * stride_do_b + i_h * stride_do_h, o_n * stride_do_n, stride_do_d, m_n, D, D1, D2, False
+    )
+    b_out1, b_out2 = load_head(
+        p_out + i_b * stride_out_b + i_h * stride_out_h, o_n * stride_out_n, stride_out_d, m_n, D, D1, D2, False
+    )
+    b_delta = tl.sum(b_do1.to(tl.float32) * b_out1.to(tl.float32), 1)
+    if D2 > 0:
+        b_delta += tl.sum(b_do2.to(tl.float32) * b_out2.to(tl.float32), 1)
+    tl.store(p_delta + i_pair.to(tl.int64) * N + o_n, b_delta, mask=m_n)
+    if WITH_GRADIENT:
+        c = scale * LOG2_E
+        b_lse = load_lse(p_lse + i_pair.to(tl.int64) * N, o_n, m_n, HAS_MASK)
+        b_q1, b_q2 = load_head(
+            p_q + i_b * stride_q_b + i_h * stride_q_h, o_n * stride_q_n, stride_q_d, m_n, D, D1, D2, False
+        )
+        p_k += i_b * stride_k_b + i_h * stride_k_h
+        p_v += i_b * stride_v_b + i_h * stride_v_h
+        p_mask += i_b * stride_mask_b
+        b_dq1 = tl.zeros((BM, D1), tl.float32)
+        b_dq2 = tl.zeros((BM, D2 if D2 > 0 else 16), tl.float32)
+        o_m = tl.arange(0, BN).to(tl.int64)
+        n_whole = M // BN * BN
+        for j in range(0, n_whole, BN):
+            b_dq1, b_dq2 = add_keys_of_gradient(
+                b_dq1, b_dq2, b_q1, b_q2, b_do1, b_do2, b_lse, b_delta, p_k, p_v, p_mask, j + o_m, M, c,
+                stride_k_m, stride_k_d, stride_v_m, stride_v_d, stride_mask_m,
+                D, D1, D2, HAS_MASK, True, PRECISION,
+            )  # fmt: skip
+        if n_whole < M:
+            b_dq1, b_dq2 = add_keys_of_gradient(
+                b_dq1, b_dq2, b_q1, b_q2, b_do1, b_do2, b_lse, b_delta, p_k, p_v, p_mask, n_whole + o_m, M, c,
+                stride_k_m, stride_k_d, stride_v_m, stride_v_d, stride_mask_m,
+                D, D1, D2, HAS_MASK, False, PRECISION,
+            )  # fmt: skip
+        o_dq = ((i_b * N + o_n) * H + i_h) * D
+        store_gradient(p_dq, o_dq, m_n, b_dq1 * scale, b_dq2 * scale, p_cos, p_sin, o_n, HAS_ROPE, D, D1, D2)
+
+
+@triton.jit
+def add_queries_of_gradient(
+    b_dk1,
+    b_dk2,
+    b_dv1,
+    b_dv2,
+    b_k1,
+    b_k2,
+    b_v1,
+    b_v2,
+    b_mask,
+    p_q,
+    p_do,
+    p_lse,
+    p_delta,
+    o_n,
+    N,
+    c,
+    stride_q_n,
+    stride_q_d,
+    stride_do_n,
+    stride_do_d,
+    D: tl.constexpr,
+    D1: tl.constexpr,
+    D2: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add what a block of queries, the first N of o_n, gives to the gradients of a block of keys and values; tiles are
+    (keys, queries)."""
+    m_n = o_n < N
+    b_q1, b_q2 = load_head(p_q, o_n * stride_q_n, stride_q_d, m_n, D, D1, D2, WHOLE)
+    b_lse = load_lse(p_lse, o_n, m_n, HAS_MASK)
+    b_p = tl.exp2(products(b_k1, b_k2, b_q1, b_q2, D2, PRECISION) * c - b_lse[None, :])
+    if HAS_MASK:
+        b_p = tl.where(b_mask[:, None], b_p, 0.0)
+    b_do1, b_do2 = load_head(p_do, o_n * stride_do_n, stride_do_d, m_n, D, D1, D2, WHOLE)
+    b_dv1, b_dv2 = add_products(b_dv1, b_dv2, b_p, b_do1, b_do2, D2, PRECISION)
+    b_delta = tl.load(p_delta + o_n, mask=m_n, other=0.0)
+    b_ds = b_p * (products(b_v1, b_v2, b_do1, b_do2, D2, PRECISION) - b_delta[None, :])
+    b_dk1, b_dk2 = add_products(b_dk1, b_dk2, b_ds, b_q1, b_q2, D2, PRECISION)
+    return b_dk1, b_dk2, b_dv1, b_dv2
+
+
+@triton.jit
+def attention_bwd_keys_kernel(
+    p_q,
+    p_k,
+    p_v,
+    p_cos,
+    p_sin,
+    p_mask,
+    p_do,
+    p_lse,
+    p_delta,
+    p_dk,
+    p_dv,
+    H,
+    N,
+    M,
+    scale,
+    stride_q_b,
+    stride_q_h,
+    stride_q_n,
+    stride_q_d,
+    stride_k_b,
+    stride_k_h,
+    stride_k_m,
+    stride_k_d,
+    stride_v_b,
+    stride_v_h,
+    stride_v_m,
+    stride_v_d,
+    stride_do_b,
+    stride_do_h,
+    stride_do_n,
+    stride_do_d,
+    stride_mask_b,
+    stride_mask_m,
+    D: tl.constexpr,
+    D1: tl.constexpr,
+    D2: tl.constexpr,
+    HAS_ROPE: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Compute the gradients (B, M, H, D) of a block of BN keys and values of one head over all queries, BM at a time.
+    Queries and keys are turned already."""
+    n_blocks = tl.cdiv(M, BN)
+    i_pair = tl.program_id(0) // n_blocks
+    i_b = (i_pair // H).to(tl.int64)
+    i_h = (i_pair % H).to(tl.int64)
+    o_m = (tl.program_id(0) % n_blocks * BN + tl.arange(0, BN)).to(tl.int64)
+    m_m = o_m < M
+    c = scale * LOG2_E
+    b_k1, b_k2 = load_head(
+        p_k + i_b * stride_k_b + i_h * stride_k_h, o_m * stride_k_m, stride_k_d, m_m, D, D1, D2, False
+    )
+    b_v1, b_v2 = load_head(
+        p_v + i_b * stride_v_b + i_h * stride_v_h, o_m * stride_v_m, stride_v_d, m_m, D, D1, D2, False
+    )
+    b_mask = m_m
+    if HAS_MASK:
+        b_mask = tl.load(p_mask + i_b * stride_mask_b + o_m * stride_mask_m, mask=m_m, other=0) != 0
+    p_q += i_b * stride_q_b + i_h * stride_q_h
+    p_do += i_b * stride_do_b + i_h * stride_do_h
+    p_lse += i_pair.to(tl.int64) * N
+    p_delta += i_pair.to(tl.int64) * N
+    b_dk1 = tl.zeros((BN, D1), tl.float32)
+    b_dv1 = tl.zeros((BN, D1), tl.float32)
+    b_dk2 = tl.zeros((BN, D2 if D2 > 0 else 16), tl.float32)
+    b_dv2 = tl.zeros((BN, D2 if D2 > 0 else 16), tl.float32)
+    o_n = tl.arange(0, BM).to(tl.int64)
+    n_whole = N // BM * BM
+    for i in range(0, n_whole, BM):
+        b_dk1, b_dk2, b_dv1, b_dv2 = add_queries_of_gradient(
+            b_dk1, b_dk2, b_dv1, b_dv2, b_k1, b_k2, b_v1, b_v2, b_mask, p_q, p_do, p_lse, p_delta, i + o_n, N, c,
+            stride_q_n, stride_q_d, stride_do_n, stride_do_d, D, D1, D2, HAS_MASK, True, PRECISION,
+        )  # fmt: skip
+    if n_whole < N:
+        b_dk1, b_dk2, b_dv1, b_dv2 = add_queries_of_gradient(
+            b_dk1, b_dk2, b_dv1, b_dv2, b_k1, b_k2, b_v1, b_v2, b_mask, p_q, p_do, p_lse, p_delta, n_whole + o_n, N, c,
+            stride_q_n, stride_q_d, stride_do_n, stride_do_d, D, D1, D2, HAS_MASK, False, PRECISION,
+        )  # fmt: skip
+    o_rows = ((i_b * M + o_m) * H + i_h) * D
+    store_gradient(p_dv, o_rows, m_m, b_dv1, b_dv2, p_cos, p_sin, o_m, False, D, D1, D2)
+    store_gradient(p_dk, o_rows, m_m, b_dk1 * scale, b_dk2 * scale, p_cos, p_sin, o_m, HAS_ROPE, D, D1, D2)
+
+
+@triton.jit
+def load_sets(p_x, i_b, i_h, o_rows, m_rows, stride_b, stride_h, stride_n, stride_d, D: tl.constexpr, BD: tl.constexpr):
+    """Load the rows of several heads, (heads, rows, BD), 0 outside the mask (heads, rows, 1) and beyond D."""
+    o_d = tl.arange(0, BD)
+    p_block = p_x + (i_b * stride_b + i_h * stride_h)[:, None, None]
+    p_block += (o_rows * stride_n)[None, :, None] + (o_d.to(tl.int64) * stride_d)[None, None, :]
+    return tl.load(p_block, mask=m_rows & (o_d < D)[None, None, :], other=0.0)
+
+
+@triton.jit
+def store_sets(p_x, i_b, i_h, H, N, o_rows, m_rows, b_x, D: tl.constexpr, BD: tl.constexpr):
+    """Store the rows of several heads, (heads, rows, BD), as (B, N, H, D)."""
+    o_d = tl.arange(0, BD)
+    o_block = ((i_b * N)[:, None, None] + o_rows[None, :, None]) * (H * D)
+    o_block += (i_h * D)[:, None, None] + o_d[None, None, :]
+    tl.store(p_x + o_block, rounded(b_x, p_x.dtype.element_ty), mask=m_rows & (o_d < D)[None, None, :])
+
+
+@triton.jit
+def products_of_sets(b_a, b_b, PRECISION: tl.constexpr):
+    """Multiply the rows a with the rows b of every head."""
+    b_zero = tl.zeros((b_a.shape[0], b_a.shape[1], b_b.shape[1]), tl.float32)
+    return product(b_a, tl.permute(b_b, (0, 2, 1)), b_zero, PRECISION)
+
+
+@triton.jit
+def sum_of_sets(b_weights, b_x, PRECISION: tl.constexpr):
+    """Add the rows x of every head, weighted by (heads, rows of the result, rows x), rounded to their dtype."""
+    b_zero = tl.zeros((b_weights.shape[0], b_weights.shape[1], b_x.shape[2]), tl.float32)
+    return product(rounded(b_weights, b_x.dtype), b_x, b_zero, PRECISION)
+
+
+@triton.jit
+def small_fwd_kernel(
+    p_q,
+    p_k,
+    p_v,
+    p_mask,
+    p_out,
+    p_lse,
+    B,
+    H,
+    N,
+    M,
+    scale,
+    stride_q_b,
+    stride_q_h,
+    stride_q_n,
+    stride_q_d,
+    stride_k_b,
+    stride_k_h,
+    stride_k_m,
+    stride_k_d,
+    stride_v_b,
+    stride_v_h,
+    stride_v_m,
+    stride_v_d,
+    stride_mask_b,
+    stride_mask_m,
+    D: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BH: tl.constexpr,
+    BM: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """Compute the outputs and log-sum-exps of BH heads with up to BM queries and keys each."""
+    i_pair = tl.program_id(0).to(tl.int64) * BH + tl.arange(0, BH)
+    i_b = i_pair // H
+    i_h = i_pair % H
+    o_rows = tl.arange(0, BM).to(tl.int64)
+    m_pair = i_b < B
+    m_n = m_pair[:, None, None] & (o_rows < N)[None, :, None]
+    m_m = m_pair[:, None, None] & (o_rows < M)[None, :, None]
+    b_q = load_sets(p_q, i_b, i_h, o_rows, m_n, stride_q_b, stride_q_h, stride_q_n, stride_q_d, D, BD)
+    b_k = load_sets(p_k, i_b, i_h, o_rows, m_m, stride_k_b, stride_k_h, stride_k_m, stride_k_d, D, BD)
+    b_v = load_sets(p_v, i_b, i_h, o_rows, m_m, stride_v_b, stride_v_h, stride_v_m, stride_v_d, D, BD)
+    m_keys = m_pair[:, None] & (o_rows < M)[None, :]
+    if HAS_MASK:
+        p_masks = p_mask + (i_b * stride_mask_b)[:, None] + (o_rows * stride_mask_m)[None, :]
+        m_keys = tl.load(p_masks, mask=m_keys, other=0) != 0
+    b_s = products_of_sets(b_q, b_k, PRECISION) * (scale * LOG2_E)
+    b_s = tl.where(m_keys[:, None, :], b_s, -float("inf"))
+    b_top = tl.max(b_s, 2)
+    b_shift = tl.where(b_top == -float("inf"), 0.0, b_top)
+    b_p = tl.exp2(b_s - b_shift[:, :, None])
+    m_any = tl.max(m_keys.to(tl.int32), 1) != 0
+    b_sum = tl.where(m_any[:, None], tl.sum(b_p, 2), 1.0)  # without any key the output is 0 and the maximum -inf
+    o_lse = (i_pair * N)[:, None] + o_rows[None, :]
+    tl.store(p_lse + o_lse, b_top * LN_2 + tl.log(b_sum), mask=m_pair[:, None] & (o_rows < N)[None, :])
+    b_out = sum_of_sets(b_p, b_v, PRECISION) / b_sum[:, :, None]
+    store_sets(p_out, i_b, i_h, H, N, o_rows, m_n, b_out, D, BD)
+
+
+@triton.jit
+def small_bwd_kernel(
+    p_q,
+    p_k,
+    p_v,
+    p_mask,
+    p_do,
+    p_lse,
+    p_dq,
+    p_dk,
+    p_dv,
+    B,
+    H,
+    N,
+    M,
+    scale,
+    stride_q_b,
+    stride_q_h,
+    stride_q_n,
+    stride_q_d,
+    stride_k_b,
+    stride_k_h,
+    stride_k_m,
+    stride_k_d,
+    stride_v_b,
+    stride_v_h,
+    stride_v_m,
+    stride_v_d,
+    stride_do_b,
+    stride_do_h,
+    stride_do_n,
+    stride_do_d,
+    stride_mask_b,
+    stride_mask_m,
+    D: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BH: tl.constexpr,
+    BM: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """Compute the gradients of BH heads with up to BM queries and keys each; delta is a row sum of what is there."""
+    i_pair = tl.program_id(0).to(tl.int64) * BH + tl.arange(0, BH)
+    i_b = i_pair // H
+    i_h = i_pair % H
+    o_rows = tl.arange(0, BM).to(tl.int64)
+    m_pair = i_b < B
+    m_n = m_pair[:, None, None] & (o_rows < N)[None, :, None]
+    m_m = m_pair[:, None, None] & (o_rows < M)[None, :, None]
+    b_q = load_sets(p_q, i_b, i_h, o_rows, m_n, stride_q_b, stride_q_h, stride_q_n, stride_q_d, D, BD)
+    b_k = load_sets(p_k, i_b, i_h, o_rows, m_m, stride_k_b, stride_k_h, stride_k_m, stride_k_d, D, BD)
+    b_v = load_sets(p_v, i_b, i_h, o_rows, m_m, stride_v_b, stride_v_h, stride_v_m, stride_v_d, D, BD)
+    b_do = load_sets(p_do, i_b, i_h, o_rows, m_n, stride_do_b, stride_do_h, stride_do_n, stride_do_d, D, BD)
+    m_keys = m_pair[:, None] & (o_rows < M)[None, :]
+    if HAS_MASK:
+        p_masks = p_mask + (i_b * stride_mask_b)[:, None] + (o_rows * stride_mask_m)[None, :]
+        m_keys = tl.load(p_masks, mask=m_keys, other=0) != 0
+    m_queries = m_pair[:, None] & (o_rows < N)[None, :]
+    b_lse = load_lse(p_lse, (i_pair * N)[:, None] + o_rows[None, :], m_queries, HAS_MASK)
+    b_p = tl.exp2(products_of_sets(b_q, b_k, PRECISION) * (scale * LOG2_E) - b_lse[:, :, None])
+    b_p = tl.where(m_keys[:, None, :], b_p, 0.0)
+    b_dp = products_of_sets(b_do, b_v, PRECISION)
+    b_ds = b_p * (b_dp - tl.sum(b_p * b_dp, 2)[:, :, None])
+    b_dv = sum_of_sets(tl.permute(b_p, (0, 2, 1)), b_do, PRECISION)
+    b_dq = sum_of_sets(b_ds, b_k, PRECISION) * scale
+    b_dk = sum_of_sets(tl.permute(b_ds, (0, 2, 1)), b_q, PRECISION) * scale
+    store_sets(p_dq, i_b, i_h, H, N, o_rows, m_n, b_dq, D, BD)
+    store_sets(p_dk, i_b, i_h, H, M, o_rows, m_m, b_dk, D, BD)
+    store_sets(p_dv, i_b, i_h, H, M, o_rows, m_m, b_dv, D, BD)
