@@ -50,7 +50,7 @@ def passes_over(request: Request) -> str | None:
 
 def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, transposed: bool) -> torch.Tensor:
     """Turn rows (B, H, N, D) by a table or, ``transposed``, by the transpose of its map, as gradients are."""
-    return launch_rope(x, cos, sin, transposed=transposed)
+    return launch_rope(x, None, cos, sin, transposed=transposed)[0]
 
 
 rope_3d_turn = torch.library.custom_op("bgs_kernels::rope_3d_turn", turn, mutates_args=())

@@ -64,12 +64,8 @@ def swapped(b_x):
 
 
 @triton.jit
-def turned(
-    b_x, p_cos, p_sin, o_n, m_n, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, TRANSPOSED: tl.constexpr
-):
-    """Turn columns FIRST and on of rows by the rows o_n of a table (N, D), in float32; TRANSPOSED: the gradient's way."""
-    b_cos = load_rows(p_cos, o_n.to(tl.int64) * D, 1, m_n, FIRST, WIDTH, D, False)
-    b_sin = load_rows(p_sin, o_n.to(tl.int64) * D, 1, m_n, FIRST, WIDTH, D, False)
+def turned(b_x, b_cos, b_sin, TRANSPOSED: tl.constexpr):
+    """Turn rows by their part of a table, in float32; TRANSPOSED: by the transpose of its map, as a gradient is."""
     b_x = b_x.to(tl.float32)
     if TRANSPOSED:
         return b_x * b_cos - swapped(b_x * b_sin)
@@ -78,11 +74,11 @@ def turned(
 
 
 @triton.jit
-def rope_kernel(
+def turn_heads(
     p_x,
+    p_turned,
     p_cos,
     p_sin,
-    p_turned,
     H,
     N,
     stride_b,
@@ -95,26 +91,59 @@ def rope_kernel(
     BD: tl.constexpr,
     BH: tl.constexpr,
 ):
-    """Turn BM rows of BH heads, whose part of the table is read once; the result is laid out as (B, N, H, D)."""
     n_blocks, n_groups = tl.cdiv(N, BM), tl.cdiv(H, BH)
     i_block = tl.program_id(0) % n_blocks
     i_group = tl.program_id(0) // n_blocks % n_groups
-    i_set = (tl.program_id(0) // (n_blocks * n_groups)).to(tl.int64)
+    i_b = (tl.program_id(0) // (n_blocks * n_groups)).to(tl.int64)
     o_n = (i_block * BM + tl.arange(0, BM)).to(tl.int64)
     m_n = o_n < N
     b_cos = load_rows(p_cos, o_n * D, 1, m_n, 0, BD, D, False)
     b_sin = load_rows(p_sin, o_n * D, 1, m_n, 0, BD, D, False)
-    p_x += i_set * stride_b + (i_group * BH).to(tl.int64) * stride_h
-    p_turned += (i_set * N * H + i_group * BH) * D
+    p_x += i_b * stride_b + (i_group * BH).to(tl.int64) * stride_h
+    p_turned += (i_b * N * H + i_group * BH) * D
     for _ in range(i_group * BH, tl.minimum(i_group * BH + BH, H)):
-        b_x = load_rows(p_x, o_n * stride_n, stride_d, m_n, 0, BD, D, False).to(tl.float32)
-        if TRANSPOSED:
-            b_x = b_x * b_cos - swapped(b_x * b_sin)
-        else:
-            b_x = b_x * b_cos + swapped(b_x) * b_sin
-        store_rows(p_turned, o_n * H * D, m_n, b_x, 0, BD, D)
+        b_x = load_rows(p_x, o_n * stride_n, stride_d, m_n, 0, BD, D, False)
+        store_rows(p_turned, o_n * H * D, m_n, turned(b_x, b_cos, b_sin, TRANSPOSED), 0, BD, D)
         p_x += stride_h
         p_turned += D
+
+
+@triton.jit
+def rope_kernel(
+    p_x,
+    p_y,
+    p_turned_x,
+    p_turned_y,
+    p_cos,
+    p_sin,
+    H,
+    N,
+    stride_x_b,
+    stride_x_h,
+    stride_x_n,
+    stride_x_d,
+    stride_y_b,
+    stride_y_h,
+    stride_y_n,
+    stride_y_d,
+    D: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    BM: tl.constexpr,
+    BD: tl.constexpr,
+    BH: tl.constexpr,
+):
+    """Turn BM rows of BH heads, whose part of the table is read once; the result is laid out as (B, N, H, D). Programs
+    (p, 0) are for x and (p, 1), if there are any, for y."""
+    if tl.program_id(1) == 0:
+        turn_heads(
+            p_x, p_turned_x, p_cos, p_sin, H, N, stride_x_b, stride_x_h, stride_x_n, stride_x_d,
+            D, TRANSPOSED, BM, BD, BH,
+        )  # fmt: skip
+    else:
+        turn_heads(
+            p_y, p_turned_y, p_cos, p_sin, H, N, stride_y_b, stride_y_h, stride_y_n, stride_y_d,
+            D, TRANSPOSED, BM, BD, BH,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -156,7 +185,6 @@ def add_keys(
     stride_k_d,
     stride_v_m,
     stride_v_d,
-    stride_mask_m,
     D: tl.constexpr,
     D1: tl.constexpr,
     D2: tl.constexpr,
@@ -169,7 +197,7 @@ def add_keys(
     b_k1, b_k2 = load_head(p_k, o_m * stride_k_m, stride_k_d, m_m, D, D1, D2, WHOLE)
     b_s = products(b_q1, b_q2, b_k1, b_k2, D2, PRECISION)
     if HAS_MASK:
-        b_mask = tl.load(p_mask + o_m * stride_mask_m, mask=m_m, other=0)
+        b_mask = tl.load(p_mask + o_m, mask=m_m, other=0)
         b_taking = tl.maximum(b_taking, b_mask)
         b_s = tl.where((b_mask != 0)[None, :], b_s, -float("inf"))
     elif not WHOLE:
@@ -192,12 +220,9 @@ def attention_fwd_kernel(
     p_q,
     p_k,
     p_v,
-    p_cos,
-    p_sin,
     p_mask,
     p_out,
     p_lse,
-    p_turned,
     H,
     N,
     M,
@@ -214,22 +239,15 @@ def attention_fwd_kernel(
     stride_v_h,
     stride_v_m,
     stride_v_d,
-    stride_mask_b,
-    stride_mask_m,
     D: tl.constexpr,
     D1: tl.constexpr,
     D2: tl.constexpr,
-    HAS_ROPE: tl.constexpr,
-    STORE_TURNED: tl.constexpr,
     HAS_MASK: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Compute the outputs (B, N, H, D) and log-sum-exps (B, H, N) of a block of BM queries of one head.
-
-    HAS_ROPE: the queries are turned first and, STORE_TURNED, kept as (B, N, H, D); the keys are turned already.
-    """
+    """Compute the outputs (B, N, H, D) and log-sum-exps (B, H, N) of a block of BM queries of one head."""
     n_blocks = tl.cdiv(N, BM)
     i_pair = tl.program_id(0) // n_blocks
     i_b = (i_pair // H).to(tl.int64)
@@ -241,17 +259,9 @@ def attention_fwd_kernel(
     b_q1, b_q2 = load_head(
         p_q + i_b * stride_q_b + i_h * stride_q_h, o_n * stride_q_n, stride_q_d, m_n, D, D1, D2, False
     )
-    if HAS_ROPE:
-        b_q1 = rounded(turned(b_q1, p_cos, p_sin, o_n, m_n, 0, D1, D, False), p_q.dtype.element_ty)
-        if STORE_TURNED:
-            store_rows(p_turned, o_out, m_n, b_q1, 0, D1, D)
-        if D2 > 0:
-            b_q2 = rounded(turned(b_q2, p_cos, p_sin, o_n, m_n, D1, D2, D, False), p_q.dtype.element_ty)
-            if STORE_TURNED:
-                store_rows(p_turned, o_out, m_n, b_q2, D1, D2, D)
     p_k += i_b * stride_k_b + i_h * stride_k_h
     p_v += i_b * stride_v_b + i_h * stride_v_h
-    p_mask += i_b * stride_mask_b
+    p_mask += i_b * M
     b_top = tl.full((BM,), -float("inf"), tl.float32)
     b_sum = tl.zeros((BM,), tl.float32)
     b_taking = tl.zeros((BN,), p_mask.dtype.element_ty) if HAS_MASK else 0
@@ -259,17 +269,19 @@ def attention_fwd_kernel(
     b_out2 = tl.zeros((BM, D2 if D2 > 0 else 16), tl.float32)
     o_m = tl.arange(0, BN).to(tl.int64)
     n_whole = M // BN * BN
-    for j in range(0, n_whole, BN):
+    step = tl.full((), BN, tl.int64)
+    for _ in range(0, n_whole, BN):
         b_top, b_sum, b_taking, b_out1, b_out2 = add_keys(
-            b_top, b_sum, b_taking, b_out1, b_out2, b_q1, b_q2, p_k, p_v, p_mask, j + o_m, M, c,
-            stride_k_m, stride_k_d, stride_v_m, stride_v_d, stride_mask_m,
-            D, D1, D2, HAS_MASK, True, PRECISION,
+            b_top, b_sum, b_taking, b_out1, b_out2, b_q1, b_q2, p_k, p_v, p_mask, o_m, BN, c,
+            stride_k_m, stride_k_d, stride_v_m, stride_v_d, D, D1, D2, HAS_MASK, True, PRECISION,
         )  # fmt: skip
+        p_k += step * stride_k_m
+        p_v += step * stride_v_m
+        p_mask += BN
     if n_whole < M:
         b_top, b_sum, b_taking, b_out1, b_out2 = add_keys(
-            b_top, b_sum, b_taking, b_out1, b_out2, b_q1, b_q2, p_k, p_v, p_mask, n_whole + o_m, M, c,
-            stride_k_m, stride_k_d, stride_v_m, stride_v_d, stride_mask_m,
-            D, D1, D2, HAS_MASK, False, PRECISION,
+            b_top, b_sum, b_taking, b_out1, b_out2, b_q1, b_q2, p_k, p_v, p_mask, o_m, M - n_whole, c,
+            stride_k_m, stride_k_d, stride_v_m, stride_v_d, D, D1, D2, HAS_MASK, False, PRECISION,
         )  # fmt: skip
     if HAS_MASK:
         b_sum = tl.where(tl.max(b_taking, 0) == 0, 1.0, b_sum)  # without any key the output is 0 and the maximum -inf
@@ -309,7 +321,6 @@ def add_keys_of_gradient(
     stride_k_d,
     stride_v_m,
     stride_v_d,
-    stride_mask_m,
     D: tl.constexpr,
     D1: tl.constexpr,
     D2: tl.constexpr,
@@ -322,7 +333,7 @@ def add_keys_of_gradient(
     b_k1, b_k2 = load_head(p_k, o_m * stride_k_m, stride_k_d, m_m, D, D1, D2, WHOLE)
     b_p = tl.exp2(products(b_q1, b_q2, b_k1, b_k2, D2, PRECISION) * c - b_lse[:, None])
     if HAS_MASK:
-        m_m = tl.load(p_mask + o_m * stride_mask_m, mask=m_m, other=0) != 0
+        m_m = tl.load(p_mask + o_m, mask=m_m, other=0) != 0
         b_p = tl.where(m_m[None, :], b_p, 0.0)
     elif not WHOLE:
         b_p = tl.where(m_m[None, :], b_p, 0.0)
@@ -348,9 +359,11 @@ def store_gradient(
 ):
     """Store the gradient of rows, turned back if the rows were turned by the rows o_n of the table."""
     if HAS_ROPE:
-        b_1 = turned(b_1, p_cos, p_sin, o_n, m_rows, 0, D1, D, True)
+        b_cos1, b_cos2 = load_head(p_cos, o_n * D, 1, m_rows, D, D1, D2, False)
+        b_sin1, b_sin2 = load_head(p_sin, o_n * D, 1, m_rows, D, D1, D2, False)
+        b_1 = turned(b_1, b_cos1, b_sin1, True)
         if D2 > 0:
-            b_2 = turned(b_2, p_cos, p_sin, o_n, m_rows, D1, D2, D, True)
+            b_2 = turned(b_2, b_cos2, b_sin2, True)
     store_rows(p_gradient, o_rows, m_rows, b_1, 0, D1, D)
     if D2 > 0:
         store_rows(p_gradient, o_rows, m_rows, b_2, D1, D2, D)
@@ -393,8 +406,6 @@ def attention_bwd_queries_kernel(
     stride_do_h,
     stride_do_n,
     stride_do_d,
-    stride_mask_b,
-    stride_mask_m,
     D: tl.constexpr,
     D1: tl.constexpr,
     D2: tl.constexpr,
@@ -431,22 +442,24 @@ def attention_bwd_queries_kernel(
         )
         p_k += i_b * stride_k_b + i_h * stride_k_h
         p_v += i_b * stride_v_b + i_h * stride_v_h
-        p_mask += i_b * stride_mask_b
+        p_mask += i_b * M
         b_dq1 = tl.zeros((BM, D1), tl.float32)
         b_dq2 = tl.zeros((BM, D2 if D2 > 0 else 16), tl.float32)
         o_m = tl.arange(0, BN).to(tl.int64)
         n_whole = M // BN * BN
-        for j in range(0, n_whole, BN):
+        step = tl.full((), BN, tl.int64)
+        for _ in range(0, n_whole, BN):
             b_dq1, b_dq2 = add_keys_of_gradient(
-                b_dq1, b_dq2, b_q1, b_q2, b_do1, b_do2, b_lse, b_delta, p_k, p_v, p_mask, j + o_m, M, c,
-                stride_k_m, stride_k_d, stride_v_m, stride_v_d, stride_mask_m,
-                D, D1, D2, HAS_MASK, True, PRECISION,
+                b_dq1, b_dq2, b_q1, b_q2, b_do1, b_do2, b_lse, b_delta, p_k, p_v, p_mask, o_m, BN, c,
+                stride_k_m, stride_k_d, stride_v_m, stride_v_d, D, D1, D2, HAS_MASK, True, PRECISION,
             )  # fmt: skip
+            p_k += step * stride_k_m
+            p_v += step * stride_v_m
+            p_mask += BN
         if n_whole < M:
             b_dq1, b_dq2 = add_keys_of_gradient(
-                b_dq1, b_dq2, b_q1, b_q2, b_do1, b_do2, b_lse, b_delta, p_k, p_v, p_mask, n_whole + o_m, M, c,
-                stride_k_m, stride_k_d, stride_v_m, stride_v_d, stride_mask_m,
-                D, D1, D2, HAS_MASK, False, PRECISION,
+                b_dq1, b_dq2, b_q1, b_q2, b_do1, b_do2, b_lse, b_delta, p_k, p_v, p_mask, o_m, M - n_whole, c,
+                stride_k_m, stride_k_d, stride_v_m, stride_v_d, D, D1, D2, HAS_MASK, False, PRECISION,
             )  # fmt: skip
         o_dq = ((i_b * N + o_n) * H + i_h) * D
         store_gradient(p_dq, o_dq, m_n, b_dq1 * scale, b_dq2 * scale, p_cos, p_sin, o_n, HAS_ROPE, D, D1, D2)
@@ -530,8 +543,6 @@ def attention_bwd_keys_kernel(
     stride_do_h,
     stride_do_n,
     stride_do_d,
-    stride_mask_b,
-    stride_mask_m,
     D: tl.constexpr,
     D1: tl.constexpr,
     D2: tl.constexpr,
@@ -558,7 +569,7 @@ def attention_bwd_keys_kernel(
     )
     b_mask = m_m
     if HAS_MASK:
-        b_mask = tl.load(p_mask + i_b * stride_mask_b + o_m * stride_mask_m, mask=m_m, other=0) != 0
+        b_mask = tl.load(p_mask + i_b * M + o_m, mask=m_m, other=0) != 0
     p_q += i_b * stride_q_b + i_h * stride_q_h
     p_do += i_b * stride_do_b + i_h * stride_do_h
     p_lse += i_pair.to(tl.int64) * N
@@ -569,14 +580,19 @@ def attention_bwd_keys_kernel(
     b_dv2 = tl.zeros((BN, D2 if D2 > 0 else 16), tl.float32)
     o_n = tl.arange(0, BM).to(tl.int64)
     n_whole = N // BM * BM
-    for i in range(0, n_whole, BM):
+    step = tl.full((), BM, tl.int64)
+    for _ in range(0, n_whole, BM):
         b_dk1, b_dk2, b_dv1, b_dv2 = add_queries_of_gradient(
-            b_dk1, b_dk2, b_dv1, b_dv2, b_k1, b_k2, b_v1, b_v2, b_mask, p_q, p_do, p_lse, p_delta, i + o_n, N, c,
+            b_dk1, b_dk2, b_dv1, b_dv2, b_k1, b_k2, b_v1, b_v2, b_mask, p_q, p_do, p_lse, p_delta, o_n, BM, c,
             stride_q_n, stride_q_d, stride_do_n, stride_do_d, D, D1, D2, HAS_MASK, True, PRECISION,
         )  # fmt: skip
+        p_q += step * stride_q_n
+        p_do += step * stride_do_n
+        p_lse += BM
+        p_delta += BM
     if n_whole < N:
         b_dk1, b_dk2, b_dv1, b_dv2 = add_queries_of_gradient(
-            b_dk1, b_dk2, b_dv1, b_dv2, b_k1, b_k2, b_v1, b_v2, b_mask, p_q, p_do, p_lse, p_delta, n_whole + o_n, N, c,
+            b_dk1, b_dk2, b_dv1, b_dv2, b_k1, b_k2, b_v1, b_v2, b_mask, p_q, p_do, p_lse, p_delta, o_n, N - n_whole, c,
             stride_q_n, stride_q_d, stride_do_n, stride_do_d, D, D1, D2, HAS_MASK, False, PRECISION,
         )  # fmt: skip
     o_rows = ((i_b * M + o_m) * H + i_h) * D
@@ -641,8 +657,6 @@ def small_fwd_kernel(
     stride_v_h,
     stride_v_m,
     stride_v_d,
-    stride_mask_b,
-    stride_mask_m,
     D: tl.constexpr,
     HAS_MASK: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -663,7 +677,7 @@ def small_fwd_kernel(
     b_v = load_sets(p_v, i_b, i_h, o_rows, m_m, stride_v_b, stride_v_h, stride_v_m, stride_v_d, D, BD)
     m_keys = m_pair[:, None] & (o_rows < M)[None, :]
     if HAS_MASK:
-        p_masks = p_mask + (i_b * stride_mask_b)[:, None] + (o_rows * stride_mask_m)[None, :]
+        p_masks = p_mask + (i_b * M)[:, None] + o_rows[None, :]
         m_keys = tl.load(p_masks, mask=m_keys, other=0) != 0
     b_s = products_of_sets(b_q, b_k, PRECISION) * (scale * LOG2_E)
     b_s = tl.where(m_keys[:, None, :], b_s, -float("inf"))
@@ -710,8 +724,6 @@ def small_bwd_kernel(
     stride_do_h,
     stride_do_n,
     stride_do_d,
-    stride_mask_b,
-    stride_mask_m,
     D: tl.constexpr,
     HAS_MASK: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -733,7 +745,7 @@ def small_bwd_kernel(
     b_do = load_sets(p_do, i_b, i_h, o_rows, m_n, stride_do_b, stride_do_h, stride_do_n, stride_do_d, D, BD)
     m_keys = m_pair[:, None] & (o_rows < M)[None, :]
     if HAS_MASK:
-        p_masks = p_mask + (i_b * stride_mask_b)[:, None] + (o_rows * stride_mask_m)[None, :]
+        p_masks = p_mask + (i_b * M)[:, None] + o_rows[None, :]
         m_keys = tl.load(p_masks, mask=m_keys, other=0) != 0
     m_queries = m_pair[:, None] & (o_rows < N)[None, :]
     b_lse = load_lse(p_lse, (i_pair * N)[:, None] + o_rows[None, :], m_queries, HAS_MASK)

@@ -45,21 +45,25 @@ def is_small(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor | None) -
     return cos is None and query.shape[2] <= SMALL and key.shape[2] <= SMALL
 
 
-def launch_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, transposed: bool) -> torch.Tensor:
-    """Turn rows (B, H, N, D) by a table (N, D), or the gradient of turned rows back if ``transposed``."""
+def launch_rope(
+    x: torch.Tensor, y: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor, *, transposed: bool
+) -> tuple[torch.Tensor, ...]:
+    """Turn rows x and y (B, H, N, D) by a table (N, D) or, ``transposed``, by the transpose of its map."""
     with on_device_of(x):
         sets, heads, rows, width = x.shape
-        made = empty_rows(sets, heads, rows, width, x)
-        if not made.numel():
-            return made
+        given = (x,) if y is None else (x, y)
+        made = [empty_rows(sets, heads, rows, width, x) for _ in given]
+        if not x.numel():
+            return tuple(made)
         block = tuning.power_of_two(width, 2, 4096)
         block_rows = max(ROPE_ENTRIES // block, 1)
         n_programs = sets * tuning.blocks(heads, ROPE_HEADS) * tuning.blocks(rows, block_rows)
-        rope_kernel[(n_programs,)](
-            x, cos.contiguous(), sin.contiguous(), made, heads, rows, *x.stride(),
+        rope_kernel[(n_programs, len(given))](
+            given[0], given[-1], made[0], made[-1], cos.contiguous(), sin.contiguous(), heads, rows,
+            *given[0].stride(), *given[-1].stride(),
             D=width, TRANSPOSED=transposed, BM=block_rows, BD=block, BH=ROPE_HEADS, num_warps=4, **FUSION,
         )  # fmt: skip
-        return made
+        return tuple(made)
 
 
 def launch_forward(
@@ -95,33 +99,30 @@ def launch_forward(
         if not attended.numel():
             return attended, lse, turned_query, turned_key
         words: dict[str, Any] = {"HAS_MASK": key_mask is not None, "PRECISION": precision(), "D": width, **FUSION}
+        mask = query if key_mask is None else as_numbers(key_mask)
         if is_small(query, key, cos):
             pairs, block, warps = small_blocks(query, key)
             small_fwd_kernel[(tuning.blocks(sets * heads, pairs),)](
-                query, key, value, as_bytes(key_mask, query), attended, lse, sets, heads, rows, others, scale,
-                *query.stride(), *key.stride(), *value.stride(), *strides(key_mask),
+                query, key, value, mask, attended, lse, sets, heads, rows, others, scale,
+                *query.stride(), *key.stride(), *value.stride(),
                 BH=pairs, BM=block, BD=tuning.power_of_two(width, 16, 128), num_warps=warps, **words,
             )  # fmt: skip
             return attended, lse, turned_query, turned_key
-        kept = with_gradient and cos is not None
-        if kept:
-            turned_query = empty_rows(sets, heads, rows, width, query)
         if cos is not None and sin is not None:
-            cos, sin = cos.contiguous(), sin.contiguous()
-            key = launch_rope(key, cos, sin, transposed=False)
+            query, key = launch_rope(query, key, cos, sin, transposed=False)
 
         def run(tiles: tuning.Tiles) -> None:
             first, second = defaults.parts(width)
             attention_fwd_kernel[(sets * heads * tuning.blocks(rows, tiles.rows),)](
-                query, key, value, given(cos, query), given(sin, query), as_bytes(key_mask, query),
-                attended, lse, turned_query if kept else query, heads, rows, others, scale,
-                *query.stride(), *key.stride(), *value.stride(), *strides(key_mask),
-                D1=first, D2=second, HAS_ROPE=cos is not None, STORE_TURNED=kept,
+                query, key, value, mask, attended, lse, heads, rows, others, scale,
+                *query.stride(), *key.stride(), *value.stride(), D1=first, D2=second,
                 BM=tiles.rows, BN=tiles.others, num_warps=tiles.warps, num_stages=tiles.stages, **words,
             )  # fmt: skip
 
         run(chosen("forward", defaults.forward_tiles, query, key, cos, key_mask, run))
-        return attended, lse, turned_query, key if kept else turned_key
+        if with_gradient and cos is not None:
+            turned_query, turned_key = query, key
+        return attended, lse, turned_query, turned_key
 
 
 def launch_backward(
@@ -161,13 +162,14 @@ def launch_backward(
         if not query.numel():  # keys that no query looks at
             return by_queries, by_key.zero_(), by_value.zero_()
         words: dict[str, Any] = {"HAS_MASK": key_mask is not None, "PRECISION": precision(), "D": width, **FUSION}
+        mask = query if key_mask is None else as_numbers(key_mask)
         lse = lse.contiguous()
         if small:
             pairs, block, warps = small_blocks(query, key)
             small_bwd_kernel[(tuning.blocks(sets * heads, pairs),)](
-                query, key, value, as_bytes(key_mask, query), upstream, lse, by_queries, by_key, by_value,
+                query, key, value, mask, upstream, lse, by_queries, by_key, by_value,
                 sets, heads, rows, others, scale,
-                *query.stride(), *key.stride(), *value.stride(), *upstream.stride(), *strides(key_mask),
+                *query.stride(), *key.stride(), *value.stride(), *upstream.stride(),
                 BH=pairs, BM=block, BD=tuning.power_of_two(width, 16, 128), num_warps=warps, **words,
             )  # fmt: skip
             return by_queries if by_query else none(), *((by_key, by_value) if by_keys else (none(), none()))
@@ -175,7 +177,6 @@ def launch_backward(
             cos, sin = cos.contiguous(), sin.contiguous()
         first, second = defaults.parts(width)
         words |= {"D1": first, "D2": second, "HAS_ROPE": cos is not None}
-        mask = as_bytes(key_mask, query)
         delta = torch.empty((sets, heads, rows), dtype=torch.float32, device=query.device)
 
         def run_queries(tiles: tuning.Tiles) -> None:
@@ -183,7 +184,7 @@ def launch_backward(
                 query, key, value, given(cos, query), given(sin, query), mask, attended, upstream, lse, delta,
                 by_queries if by_query else query, heads, rows, others, scale,
                 *query.stride(), *key.stride(), *value.stride(), *attended.stride(), *upstream.stride(),
-                *strides(key_mask), WITH_GRADIENT=by_query,
+                WITH_GRADIENT=by_query,
                 BM=tiles.rows, BN=tiles.others, num_warps=tiles.warps, num_stages=tiles.stages, **words,
             )  # fmt: skip
 
@@ -191,7 +192,7 @@ def launch_backward(
             attention_bwd_keys_kernel[(sets * heads * tuning.blocks(others, tiles.others),)](
                 query, key, value, given(cos, query), given(sin, query), mask, upstream, lse, delta,
                 by_key, by_value, heads, rows, others, scale,
-                *query.stride(), *key.stride(), *value.stride(), *upstream.stride(), *strides(key_mask),
+                *query.stride(), *key.stride(), *value.stride(), *upstream.stride(),
                 BM=tiles.rows, BN=tiles.others, num_warps=tiles.warps, num_stages=tiles.stages, **words,
             )  # fmt: skip
 
@@ -231,10 +232,6 @@ def given(tensor: torch.Tensor | None, stand_in: torch.Tensor) -> torch.Tensor:
     return stand_in if tensor is None else tensor
 
 
-def as_bytes(mask: torch.Tensor | None, stand_in: torch.Tensor) -> torch.Tensor:
-    """Give truth values as bytes, some other tensor in place of none."""
-    return stand_in if mask is None else mask.view(torch.uint8)
-
-
-def strides(mask: torch.Tensor | None) -> tuple[int, ...]:
-    return (0, 0) if mask is None else mask.stride()
+def as_numbers(mask: torch.Tensor) -> torch.Tensor:
+    """Give truth values in the smallest numbers that a GPU copies to shared memory beside a running product."""
+    return mask.to(torch.int32).contiguous()
