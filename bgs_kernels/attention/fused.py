@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 
 from bgs_kernels.attention.launch import empty_rows, launch_backward, launch_forward, launch_rope
-from bgs_kernels.attention.measured import fastest
+from bgs_kernels.attention.measured import passed_over
 from bgs_kernels.dispatch import Request
 from bgs_kernels.pairwise.fused import INTERPRETED, MOST_COLUMNS, SERVED, unavailable
 from bgs_kernels.tracing import is_eager, is_transformed, refuse_second_derivative
@@ -42,15 +42,12 @@ def passes_over(request: Request) -> str | None:
     """Say why "auto" takes another backend, or None."""
     if INTERPRETED:
         return "the interpreter is slow"
-    if "query" not in request.tensors or request.options["return_lse"]:
-        return None  # the others would move ten times the bytes, or keep a matrix of scores
-    best = fastest(request)
-    return None if best == "triton" else f"measured as the fastest, or not measured against it: {best}"
+    return passed_over("triton", request) if "query" in request.tensors else None
 
 
 def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, transposed: bool) -> torch.Tensor:
     """Turn rows (B, H, N, D) by a table or, ``transposed``, by the transpose of its map, as gradients are."""
-    return launch_rope(x, None, cos, sin, transposed=transposed)[0]
+    return launch_rope((x,), cos, sin, transposed=transposed)[0]
 
 
 rope_3d_turn = torch.library.custom_op("bgs_kernels::rope_3d_turn", turn, mutates_args=())

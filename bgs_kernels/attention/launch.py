@@ -4,8 +4,7 @@ launches.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +21,13 @@ from bgs_kernels.attention.kernels import (
 )
 from bgs_kernels.pairwise.fused import FUSION, on_device_of, precision
 
-SMALL = 32
-"""Up to how many queries and keys one block holds all of several heads."""
+SMALL_ROWS = 32
+SMALL_BYTES = 4096
+"""Up to how many queries and keys, and bytes of them, a warp holds all of a head: frames of one place, as in TimeSformer's
+attention over time."""
+
+SMALL_HEADS = 4
+"""Heads of a program of the kernels for a few rows, a warp each."""
 
 ROPE_ENTRIES = 2048
 """Entries of a head that a program turns at a time."""
@@ -34,36 +38,36 @@ ROPE_HEADS = 8
 
 def empty_rows(sets: int, heads: int, rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
     """Make (B, H, N, D) laid out as (B, N, H, D), so that a model's transpose and reshape to (B, N, H D) are free."""
-    return torch.empty_permuted(
-        (sets, heads, rows, width), (0, 2, 1, 3), dtype=like.dtype, device=like.device
-    )
+    return torch.empty_permuted((sets, heads, rows, width), (0, 2, 1, 3), dtype=like.dtype, device=like.device)
 
 
-def is_small(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor | None) -> bool:
-    """Say whether the kernels for a few rows take a call: frames of one place, as in TimeSformer's attention over time.
-    They turn nothing: no model turns so few tokens."""
-    return cos is None and query.shape[2] <= SMALL and key.shape[2] <= SMALL
+def small_block(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor | None) -> int | None:
+    """Give the rows of a block if the kernels for a few rows serve a call. They turn nothing: no model turns so few."""
+    rows, width = max(query.shape[2], key.shape[2]), tuning.power_of_two(query.shape[3], defaults.LEAST, 128)
+    block = tuning.power_of_two(rows, defaults.LEAST, SMALL_ROWS)
+    is_small = rows <= SMALL_ROWS and block * width * query.element_size() <= SMALL_BYTES
+    return block if is_small and cos is None else None
 
 
 def launch_rope(
-    x: torch.Tensor, y: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor, *, transposed: bool
-) -> tuple[torch.Tensor, ...]:
-    """Turn rows x and y (B, H, N, D) by a table (N, D) or, ``transposed``, by the transpose of its map."""
-    with on_device_of(x):
-        sets, heads, rows, width = x.shape
-        given = (x,) if y is None else (x, y)
-        made = [empty_rows(sets, heads, rows, width, x) for _ in given]
-        if not x.numel():
-            return tuple(made)
+    given: Sequence[torch.Tensor], cos: torch.Tensor, sin: torch.Tensor, *, transposed: bool
+) -> list[torch.Tensor]:
+    """Turn one tensor of rows (B, H, N, D), or two of one shape, by a table (N, D) or, ``transposed``, by the transpose
+    of its map."""
+    with on_device_of(given[0]):
+        sets, heads, rows, width = given[0].shape
+        turned = [empty_rows(sets, heads, rows, width, x) for x in given]
+        if not given[0].numel():
+            return turned
         block = tuning.power_of_two(width, 2, 4096)
         block_rows = max(ROPE_ENTRIES // block, 1)
         n_programs = sets * tuning.blocks(heads, ROPE_HEADS) * tuning.blocks(rows, block_rows)
         rope_kernel[(n_programs, len(given))](
-            given[0], given[-1], made[0], made[-1], cos.contiguous(), sin.contiguous(), heads, rows,
+            given[0], given[-1], turned[0], turned[-1], cos.contiguous(), sin.contiguous(), heads, rows,
             *given[0].stride(), *given[-1].stride(),
             D=width, TRANSPOSED=transposed, BM=block_rows, BD=block, BH=ROPE_HEADS, num_warps=4, **FUSION,
         )  # fmt: skip
-        return tuple(made)
+        return turned
 
 
 def launch_forward(
@@ -80,8 +84,11 @@ def launch_forward(
     """Compute attention.
 
     Args:
-        query, key, value: (B, H, N, D) and (B, H, M, D) twice, any strides.
-        cos, sin: (N, D) float32, if queries and keys are to be turned.
+        query: (B, H, N, D), any strides.
+        key: (B, H, M, D), any strides.
+        value: (B, H, M, D), any strides.
+        cos: (N, D) float32, if queries and keys are to be turned.
+        sin: (N, D) float32, likewise.
         key_mask: (B, M) bool, if not all keys take part.
         scale: of the scores, above 0.
         with_gradient: whether a backward will come.
@@ -95,21 +102,25 @@ def launch_forward(
         others = key.shape[2]
         attended = empty_rows(sets, heads, rows, width, query)
         lse = torch.empty((sets, heads, rows), dtype=torch.float32, device=query.device)
-        turned_query, turned_key = (torch.empty(0, dtype=query.dtype, device=query.device) for _ in range(2))
+        turned_query = torch.empty(0, dtype=query.dtype, device=query.device)
+        turned_key = torch.empty(0, dtype=query.dtype, device=query.device)
+        mask = query if key_mask is None else as_numbers(key_mask)
+        words: dict[str, Any] = {"HAS_MASK": key_mask is not None, "PRECISION": precision(), "D": width, **FUSION}
+        block = small_block(query, key, cos)
+        if cos is not None and sin is not None:
+            query, key = launch_rope((query, key), cos, sin, transposed=False)
+            if with_gradient:
+                turned_query, turned_key = query, key
         if not attended.numel():
             return attended, lse, turned_query, turned_key
-        words: dict[str, Any] = {"HAS_MASK": key_mask is not None, "PRECISION": precision(), "D": width, **FUSION}
-        mask = query if key_mask is None else as_numbers(key_mask)
-        if is_small(query, key, cos):
-            pairs, block, warps = small_blocks(query, key)
-            small_fwd_kernel[(tuning.blocks(sets * heads, pairs),)](
+        if block is not None:
+            small_fwd_kernel[(tuning.blocks(sets * heads, SMALL_HEADS),)](
                 query, key, value, mask, attended, lse, sets, heads, rows, others, scale,
                 *query.stride(), *key.stride(), *value.stride(),
-                BH=pairs, BM=block, BD=tuning.power_of_two(width, 16, 128), num_warps=warps, **words,
+                BH=SMALL_HEADS, BM=block, BD=tuning.power_of_two(width, defaults.LEAST, 128),
+                num_warps=SMALL_HEADS, **words,
             )  # fmt: skip
             return attended, lse, turned_query, turned_key
-        if cos is not None and sin is not None:
-            query, key = launch_rope(query, key, cos, sin, transposed=False)
 
         def run(tiles: tuning.Tiles) -> None:
             first, second = defaults.parts(width)
@@ -119,9 +130,7 @@ def launch_forward(
                 BM=tiles.rows, BN=tiles.others, num_warps=tiles.warps, num_stages=tiles.stages, **words,
             )  # fmt: skip
 
-        run(chosen("forward", defaults.forward_tiles, query, key, cos, key_mask, run))
-        if with_gradient and cos is not None:
-            turned_query, turned_key = query, key
+        run(chosen("forward", defaults.forward_tiles, query, key, key_mask is not None, run))
         return attended, lse, turned_query, turned_key
 
 
@@ -144,8 +153,15 @@ def launch_backward(
 
     Args:
         upstream: (B, H, N, D), the gradient by the outputs, any strides.
-        attended, lse: what the forward returned.
-        query, key, value, cos, sin, key_mask, scale: those of the forward, queries and keys turned already.
+        attended: the outputs, any strides.
+        lse: their log-sum-exps.
+        query: the queries of the forward, turned already.
+        key: its keys, turned already.
+        value: its values.
+        cos: the table of the forward.
+        sin: likewise.
+        key_mask: that of the forward.
+        scale: that of the forward.
         by_query: whether the gradient by the queries is wanted.
         by_keys: whether those by keys and values are.
 
@@ -155,58 +171,57 @@ def launch_backward(
     with on_device_of(query):
         sets, heads, rows, width = query.shape
         others = key.shape[2]
-        none = functools.partial(torch.empty, 0, dtype=query.dtype, device=query.device)
-        small = is_small(query, key, cos)
-        by_queries = empty_rows(sets, heads, rows, width, query) if by_query or small else none()
-        by_key, by_value = (empty_rows(sets, heads, others, width, query) if by_keys or small else none() for _ in "kv")
-        if not query.numel():  # keys that no query looks at
-            return by_queries, by_key.zero_(), by_value.zero_()
-        words: dict[str, Any] = {"HAS_MASK": key_mask is not None, "PRECISION": precision(), "D": width, **FUSION}
+        none = torch.empty(0, dtype=query.dtype, device=query.device)
+        block = small_block(query, key, cos)
+        wanted = (by_query, by_keys, by_keys)
+        gradients = [
+            empty_rows(sets, heads, count, width, query) if is_wanted or block is not None else torch.empty_like(none)
+            for count, is_wanted in zip((rows, others, others), wanted, strict=True)
+        ]
         mask = query if key_mask is None else as_numbers(key_mask)
         lse = lse.contiguous()
-        if small:
-            pairs, block, warps = small_blocks(query, key)
-            small_bwd_kernel[(tuning.blocks(sets * heads, pairs),)](
-                query, key, value, mask, upstream, lse, by_queries, by_key, by_value,
-                sets, heads, rows, others, scale,
+        words: dict[str, Any] = {"HAS_MASK": key_mask is not None, "PRECISION": precision(), "D": width, **FUSION}
+        if not query.numel():  # keys at which no query looks
+            gradients = [gradient.zero_() for gradient in gradients]
+        elif block is not None:
+            small_bwd_kernel[(tuning.blocks(sets * heads, SMALL_HEADS),)](
+                query, key, value, mask, upstream, lse, *gradients, sets, heads, rows, others, scale,
                 *query.stride(), *key.stride(), *value.stride(), *upstream.stride(),
-                BH=pairs, BM=block, BD=tuning.power_of_two(width, 16, 128), num_warps=warps, **words,
+                BH=SMALL_HEADS, BM=block, BD=tuning.power_of_two(width, defaults.LEAST, 128),
+                num_warps=SMALL_HEADS, **words,
             )  # fmt: skip
-            return by_queries if by_query else none(), *((by_key, by_value) if by_keys else (none(), none()))
-        if cos is not None and sin is not None:
-            cos, sin = cos.contiguous(), sin.contiguous()
-        first, second = defaults.parts(width)
-        words |= {"D1": first, "D2": second, "HAS_ROPE": cos is not None}
-        delta = torch.empty((sets, heads, rows), dtype=torch.float32, device=query.device)
+        else:
+            first, second = defaults.parts(width)
+            words |= {"D1": first, "D2": second, "HAS_ROPE": cos is not None}
+            table = [query if each is None else each.contiguous() for each in (cos, sin)]
+            delta = torch.empty((sets, heads, rows), dtype=torch.float32, device=query.device)
 
-        def run_queries(tiles: tuning.Tiles) -> None:
-            attention_bwd_queries_kernel[(sets * heads * tuning.blocks(rows, tiles.rows),)](
-                query, key, value, given(cos, query), given(sin, query), mask, attended, upstream, lse, delta,
-                by_queries if by_query else query, heads, rows, others, scale,
-                *query.stride(), *key.stride(), *value.stride(), *attended.stride(), *upstream.stride(),
-                WITH_GRADIENT=by_query,
-                BM=tiles.rows, BN=tiles.others, num_warps=tiles.warps, num_stages=tiles.stages, **words,
-            )  # fmt: skip
+            def run_queries(tiles: tuning.Tiles) -> None:
+                attention_bwd_queries_kernel[(sets * heads * tuning.blocks(rows, tiles.rows),)](
+                    query, key, value, *table, mask, attended, upstream, lse, delta, gradients[0],
+                    heads, rows, others, scale,
+                    *query.stride(), *key.stride(), *value.stride(), *attended.stride(), *upstream.stride(),
+                    WITH_GRADIENT=by_query,
+                    BM=tiles.rows, BN=tiles.others, num_warps=tiles.warps, num_stages=tiles.stages, **words,
+                )  # fmt: skip
 
-        def run_keys(tiles: tuning.Tiles) -> None:
-            attention_bwd_keys_kernel[(sets * heads * tuning.blocks(others, tiles.others),)](
-                query, key, value, given(cos, query), given(sin, query), mask, upstream, lse, delta,
-                by_key, by_value, heads, rows, others, scale,
-                *query.stride(), *key.stride(), *value.stride(), *upstream.stride(),
-                BM=tiles.rows, BN=tiles.others, num_warps=tiles.warps, num_stages=tiles.stages, **words,
-            )  # fmt: skip
+            def run_keys(tiles: tuning.Tiles) -> None:
+                attention_bwd_keys_kernel[(sets * heads * tuning.blocks(others, tiles.others),)](
+                    query, key, value, *table, mask, upstream, lse, delta, *gradients[1:],
+                    heads, rows, others, scale,
+                    *query.stride(), *key.stride(), *value.stride(), *upstream.stride(),
+                    BM=tiles.rows, BN=tiles.others, num_warps=tiles.warps, num_stages=tiles.stages, **words,
+                )  # fmt: skip
 
-        run_queries(chosen("queries", defaults.query_gradient_tiles, query, key, cos, key_mask, run_queries))
-        if by_keys:
-            run_keys(chosen("keys", defaults.key_gradient_tiles, query, key, cos, key_mask, run_keys))
+            masked = key_mask is not None
+            name = "queries" if by_query else "delta"
+            run_queries(chosen(name, defaults.query_gradient_tiles, query, key, masked, run_queries))
+            if by_keys:
+                run_keys(chosen("keys", defaults.key_gradient_tiles, query, key, masked, run_keys))
+        by_queries, by_key, by_value = (
+            gradient if is_wanted else torch.empty_like(none) for gradient, is_wanted in zip(gradients, wanted, strict=True)
+        )
         return by_queries, by_key, by_value
-
-
-def small_blocks(query: torch.Tensor, key: torch.Tensor) -> tuple[int, int, int]:
-    """Choose how many heads a program of the kernels for a few rows takes, its block of rows, and its warps: one warp
-    a head."""
-    block = tuning.power_of_two(max(query.shape[2], key.shape[2]), 16, SMALL)
-    return 4, block, 4
 
 
 def chosen(
@@ -214,24 +229,18 @@ def chosen(
     default: Callable[..., tuning.Tiles],
     query: torch.Tensor,
     key: torch.Tensor,
-    cos: torch.Tensor | None,
-    key_mask: torch.Tensor | None,
+    masked: bool,
     run: Callable[[tuning.Tiles], None],
 ) -> tuning.Tiles:
     """Choose tiles: the defaults or, if asked for, those that a search finds the fastest."""
     sets, heads, rows, width = query.shape
     raw = query.dtype != torch.float32
-    tiles = default(rows, width, raw=raw, precision=precision(), capability=tuning.capability(query.device))
-    words = (tuning.name(query.device), query.dtype, precision(), width, cos is not None, key_mask is not None)
-    sizes = tuning.size_class(sets * heads, rows, key.shape[2])
-    return tuning.autotuned((f"attention {what}", *words, *sizes), tiles, defaults.CANDIDATES, run)
-
-
-def given(tensor: torch.Tensor | None, stand_in: torch.Tensor) -> torch.Tensor:
-    """Give a tensor that a kernel may be handed, some other one in place of none."""
-    return stand_in if tensor is None else tensor
+    kind = {"raw": raw, "precision": precision(), "capability": tuning.capability(query.device)}
+    words = (f"attention {what}", tuning.name(query.device), query.dtype, precision(), width, masked)
+    key_of_call = (*words, *tuning.size_class(sets * heads, rows, key.shape[2]))
+    return tuning.autotuned(key_of_call, default(rows, key.shape[2], width, **kind), defaults.CANDIDATES, run)
 
 
 def as_numbers(mask: torch.Tensor) -> torch.Tensor:
-    """Give truth values in the smallest numbers that a GPU copies to shared memory beside a running product."""
+    """Give truth values in the smallest numbers that a GPU copies to shared memory beside running products."""
     return mask.to(torch.int32).contiguous()

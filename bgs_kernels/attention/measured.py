@@ -29,6 +29,18 @@ def fastest(request: Request) -> str:
     return UNMEASURED
 
 
+def passed_over(backend: str, request: Request) -> str | None:
+    """Say why "auto" takes another backend than a given one for a call, or None.
+
+    Where the log-sum-exp is asked for, which PyTorch's own attention does not give, no backend is passed over: what would
+    be left keeps a matrix of scores.
+    """
+    if request.options["return_lse"]:
+        return None
+    best = fastest(request)
+    return None if best == backend else f"{best} was measured as the fastest, or nothing was measured"
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _orders(device: torch.device) -> tuple[tuple[int, bool, tuple[tuple[int, str], ...]], ...]:
     """Give width, whether it is turned, and the fastest backends from how many keys on, the largest number first."""
