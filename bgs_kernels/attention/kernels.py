@@ -633,6 +633,21 @@ def sum_of_sets(b_weights, b_x, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def shares_of_sets(b_q, b_k, p_mask, i_b, o_rows, m_pair, M, scale, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr):
+    """Compute the probabilities (heads, queries, keys) before they are divided by their sums, which are 1 for a query
+    without any key, and the largest scores as exponents of 2."""
+    m_keys = m_pair[:, None] & (o_rows < M)[None, :]
+    if HAS_MASK:
+        m_keys = tl.load(p_mask + (i_b * M)[:, None] + o_rows[None, :], mask=m_keys, other=0) != 0
+    b_s = products_of_sets(b_q, b_k, PRECISION) * (scale * LOG2_E)
+    b_s = tl.where(m_keys[:, None, :], b_s, -float("inf"))
+    b_top = tl.max(b_s, 2)
+    b_p = tl.exp2(b_s - tl.where(b_top == -float("inf"), 0.0, b_top)[:, :, None])
+    m_any = tl.max(m_keys.to(tl.int32), 1) != 0
+    return b_p, tl.where(m_any[:, None], tl.sum(b_p, 2), 1.0), b_top
+
+
+@triton.jit
 def small_fwd_kernel(
     p_q,
     p_k,
@@ -675,17 +690,7 @@ def small_fwd_kernel(
     b_q = load_sets(p_q, i_b, i_h, o_rows, m_n, stride_q_b, stride_q_h, stride_q_n, stride_q_d, D, BD)
     b_k = load_sets(p_k, i_b, i_h, o_rows, m_m, stride_k_b, stride_k_h, stride_k_m, stride_k_d, D, BD)
     b_v = load_sets(p_v, i_b, i_h, o_rows, m_m, stride_v_b, stride_v_h, stride_v_m, stride_v_d, D, BD)
-    m_keys = m_pair[:, None] & (o_rows < M)[None, :]
-    if HAS_MASK:
-        p_masks = p_mask + (i_b * M)[:, None] + o_rows[None, :]
-        m_keys = tl.load(p_masks, mask=m_keys, other=0) != 0
-    b_s = products_of_sets(b_q, b_k, PRECISION) * (scale * LOG2_E)
-    b_s = tl.where(m_keys[:, None, :], b_s, -float("inf"))
-    b_top = tl.max(b_s, 2)
-    b_shift = tl.where(b_top == -float("inf"), 0.0, b_top)
-    b_p = tl.exp2(b_s - b_shift[:, :, None])
-    m_any = tl.max(m_keys.to(tl.int32), 1) != 0
-    b_sum = tl.where(m_any[:, None], tl.sum(b_p, 2), 1.0)  # without any key the output is 0 and the maximum -inf
+    b_p, b_sum, b_top = shares_of_sets(b_q, b_k, p_mask, i_b, o_rows, m_pair, M, scale, HAS_MASK, PRECISION)
     o_lse = (i_pair * N)[:, None] + o_rows[None, :]
     tl.store(p_lse + o_lse, b_top * LN_2 + tl.log(b_sum), mask=m_pair[:, None] & (o_rows < N)[None, :])
     b_out = sum_of_sets(b_p, b_v, PRECISION) / b_sum[:, :, None]
@@ -699,7 +704,6 @@ def small_bwd_kernel(
     p_v,
     p_mask,
     p_do,
-    p_lse,
     p_dq,
     p_dk,
     p_dv,
@@ -731,7 +735,8 @@ def small_bwd_kernel(
     BM: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Compute the gradients of BH heads with up to BM queries and keys each; delta is a row sum of what is there."""
+    """Compute the gradients of BH heads with up to BM queries and keys each. Nothing of the forward is needed but what it
+    was given."""
     i_pair = tl.program_id(0).to(tl.int64) * BH + tl.arange(0, BH)
     i_b = i_pair // H
     i_h = i_pair % H
@@ -743,14 +748,8 @@ def small_bwd_kernel(
     b_k = load_sets(p_k, i_b, i_h, o_rows, m_m, stride_k_b, stride_k_h, stride_k_m, stride_k_d, D, BD)
     b_v = load_sets(p_v, i_b, i_h, o_rows, m_m, stride_v_b, stride_v_h, stride_v_m, stride_v_d, D, BD)
     b_do = load_sets(p_do, i_b, i_h, o_rows, m_n, stride_do_b, stride_do_h, stride_do_n, stride_do_d, D, BD)
-    m_keys = m_pair[:, None] & (o_rows < M)[None, :]
-    if HAS_MASK:
-        p_masks = p_mask + (i_b * M)[:, None] + o_rows[None, :]
-        m_keys = tl.load(p_masks, mask=m_keys, other=0) != 0
-    m_queries = m_pair[:, None] & (o_rows < N)[None, :]
-    b_lse = load_lse(p_lse, (i_pair * N)[:, None] + o_rows[None, :], m_queries, HAS_MASK)
-    b_p = tl.exp2(products_of_sets(b_q, b_k, PRECISION) * (scale * LOG2_E) - b_lse[:, :, None])
-    b_p = tl.where(m_keys[:, None, :], b_p, 0.0)
+    b_p, b_sum, _ = shares_of_sets(b_q, b_k, p_mask, i_b, o_rows, m_pair, M, scale, HAS_MASK, PRECISION)
+    b_p = b_p / b_sum[:, :, None]
     b_dp = products_of_sets(b_do, b_v, PRECISION)
     b_ds = b_p * (b_dp - tl.sum(b_p * b_dp, 2)[:, :, None])
     b_dv = sum_of_sets(tl.permute(b_p, (0, 2, 1)), b_do, PRECISION)

@@ -185,7 +185,7 @@ def launch_backward(
             gradients = [gradient.zero_() for gradient in gradients]
         elif block is not None:
             small_bwd_kernel[(tuning.blocks(sets * heads, SMALL_HEADS),)](
-                query, key, value, mask, upstream, lse, *gradients, sets, heads, rows, others, scale,
+                query, key, value, mask, upstream, *gradients, sets, heads, rows, others, scale,
                 *query.stride(), *key.stride(), *value.stride(), *upstream.stride(),
                 BH=SMALL_HEADS, BM=block, BD=tuning.power_of_two(width, defaults.LEAST, 128),
                 num_warps=SMALL_HEADS, **words,
