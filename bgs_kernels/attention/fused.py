@@ -1,5 +1,5 @@
-"""Attention and rotary embedding by the Triton kernels: the operators that ``torch.library`` knows and the implementations
-that dispatch calls.
+"""Attention and rotary embedding by the Triton kernels: the operators that ``torch.library`` knows, and the
+implementations that dispatch calls.
 """
 
 from __future__ import annotations

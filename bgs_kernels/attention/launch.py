@@ -1,5 +1,5 @@
-"""What the kernels of attention are given: layouts, strides and tiles, which of them serve a call, and the order of their
-launches.
+"""What the kernels of attention are given: layouts, strides and tiles; which of them serve a call; and the order of
+their launches.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from bgs_kernels.attention.kernels import (
     attention_bwd_queries_kernel,
     attention_fwd_kernel,
     rope_kernel,
-    small_bwd_kernel,
-    small_fwd_kernel,
 )
+from bgs_kernels.attention.small_kernels import small_bwd_kernel, small_fwd_kernel
 from bgs_kernels.pairwise.fused import FUSION, on_device_of, precision
 
 SMALL_ROWS = 32
 SMALL_BYTES = 4096
-"""Up to how many queries and keys, and bytes of them, a warp holds all of a head: frames of one place, as in TimeSformer's
-attention over time."""
+"""Up to how many queries and keys, and bytes of a block of them, a warp holds all of a head: frames of one place, as in
+TimeSformer's attention over time."""
 
 SMALL_HEADS = 4
 """Heads of a program of the kernels for a few rows, a warp each."""
@@ -218,10 +217,11 @@ def launch_backward(
             run_queries(chosen(name, defaults.query_gradient_tiles, query, key, masked, run_queries))
             if by_keys:
                 run_keys(chosen("keys", defaults.key_gradient_tiles, query, key, masked, run_keys))
-        by_queries, by_key, by_value = (
-            gradient if is_wanted else torch.empty_like(none) for gradient, is_wanted in zip(gradients, wanted, strict=True)
-        )
-        return by_queries, by_key, by_value
+        if block is not None:  # whose programs make all three
+            gradients = [
+                each if is_wanted else torch.empty_like(none) for each, is_wanted in zip(gradients, wanted, strict=True)
+            ]
+        return gradients[0], gradients[1], gradients[2]
 
 
 def chosen(

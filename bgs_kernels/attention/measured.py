@@ -1,5 +1,5 @@
-"""Which backend of attention was measured as the fastest. It is apart from ``bgs_kernels/fastest.json`` because the answer
-depends on the GPU, the width of a head and whether it is turned, and not on the number of rows alone.
+"""Which backend of attention was measured as the fastest. It is apart from ``bgs_kernels/fastest.json`` because the
+answer depends on the GPU, the width of a head and whether it is turned, and not on the number of rows alone.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from bgs_kernels import tuning
 from bgs_kernels.dispatch import Request
 
 FASTEST = Path(__file__).with_name("fastest.json")
-"""The fastest backend by the GPU's name, the width of a head (and " rope" where it is turned) and the number of keys from
-which it is: {"NVIDIA H200": {"64 rope": {"1": "sdpa", "2048": "triton"}}}. What is not there was not measured."""
+"""The fastest backend by the GPU's name, the width of a head (with " rope" where it is turned) and the number of keys
+from which on it is: {"NVIDIA H200": {"64 rope": {"1": "sdpa", "2048": "triton"}}}. What is not there was not measured.
+"""
 
 UNMEASURED = "sdpa"
 """What "auto" takes where nothing was measured: PyTorch's own choice among the libraries' kernels."""
@@ -32,8 +33,8 @@ def fastest(request: Request) -> str:
 def passed_over(backend: str, request: Request) -> str | None:
     """Say why "auto" takes another backend than a given one for a call, or None.
 
-    Where the log-sum-exp is asked for, which PyTorch's own attention does not give, no backend is passed over: what would
-    be left keeps a matrix of scores.
+    Where the log-sum-exp is asked for, which PyTorch's own attention does not give, no backend is passed over: what
+    would be left keeps a matrix of scores.
     """
     if request.options["return_lse"]:
         return None

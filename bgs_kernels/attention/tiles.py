@@ -1,5 +1,5 @@
-"""Which tiles the kernels of attention use: defaults by the kind of product, the sizes and the compute capability, and what
-a search tries. The words and the search are those of ``bgs_kernels.tuning``: rows are queries, others are keys.
+"""Which tiles the kernels of attention use: defaults by the kind of product, the sizes and the compute capability, and
+what a search tries. The words and the search are those of ``bgs_kernels.tuning``: rows are queries, others are keys.
 """
 
 from __future__ import annotations

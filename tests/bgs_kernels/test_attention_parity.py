@@ -1,5 +1,6 @@
-"""Attention by the Triton kernels against the reference in float64: values, log-sum-exps and gradients may be off by twice
-what the reference is in the dtype they are given. All buffers of the kernels begin as NaN, so what is not written shows.
+"""Attention by the Triton kernels against the reference in float64: values, log-sum-exps and gradients may be off by
+twice what the reference is in the dtype they are given. All buffers of the kernels begin as NaN, so what is not written
+shows.
 """
 
 import importlib
@@ -136,7 +137,7 @@ def evaluated(given, how, upstream, backend, dtype=None):
 NAMES = ("values", "log-sum-exps", "by query", "by key", "by value")
 
 ROUNDING = 3e-6
-"""What an entry may be off by where the reference is exact by accident: of a single key, say. Entries are of order 1."""
+"""What an entry may be off by where the reference is exact by accident, of a single key say; entries are of order 1."""
 
 
 def assert_parity(given, how, upstream, off=0.0):
