@@ -1,7 +1,7 @@
 """Which backend of each op is the fastest on this device, by the number of rows: what "auto" goes by.
 
 ``python -m benchmarks.bench_dispatch --out FILE.json`` measures; with ``--write``, or later with ``--adopt FILE.json``,
-the part of bgs_kernels/fastest.json about this device is replaced by what was found.
+what bgs_kernels/fastest.json says of these ops on this device is replaced by what was found.
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ def fastest(times: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str
 
 
 def adopt(results: dict[str, Any]) -> None:
-    """Replace the part of the table about the device that results are of."""
+    """Replace what the table says of the device and the ops that results are of."""
     table = json.loads(dispatch.FASTEST.read_text(encoding="utf-8"))
-    table[results["device_type"]] = results["fastest"]
+    table.setdefault(results["device_type"], {}).update(results["fastest"])
     lines = [
         f'  "{device}": {{\n'
         + ",\n".join(f'    "{op}": {json.dumps(by_rows)}' for op, by_rows in ops.items())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import logging
 import os
 import sys
@@ -23,7 +22,9 @@ import pytest
 import torch
 
 import bgs_kernels
-from benchmarks import environment, oracle, runner, timing
+from benchmarks import command, environment, oracle, runner, timing
+from benchmarks.paired import Unsupported
+from benchmarks.results import Results, rates
 from bgs_kernels import available_backends, hybrid_loss, pairwise_distance
 
 logger = logging.getLogger(__name__)
@@ -119,10 +120,6 @@ DEFINITIONS = {
     " that the process came to occupy",
     "error": "absolute for the loss, relative norm for the gradient, against the exact value of the same inputs",
 }
-
-
-class Unsupported(Exception):
-    """A contender does not take this case."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +255,7 @@ def measure(what: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         what: ``kind`` ("ceilings", "time" or "launches"), ``device`` and, unless it is "ceilings", ``size``, ``mode``,
-            ``contender`` and ``seconds``, about how long one time is measured.
+            ``contenders``, one of them, and ``seconds``, about how long one time is measured.
 
     Returns:
         for "ceilings" those of ``timing.ceilings``; else what the case adds to its entry in the JSON file.
@@ -266,7 +263,7 @@ def measure(what: dict[str, Any]) -> dict[str, Any]:
     device = torch.device(what["device"])
     if what["kind"] == "ceilings":
         return timing.ceilings(device)
-    size, (dtype, precision), name = SIZES[what["size"]], MODES[what["mode"]], what["contender"]
+    size, (dtype, precision), (name,) = SIZES[what["size"]], MODES[what["mode"]], what["contenders"]
     torch.set_float32_matmul_precision(precision)
     try:
         _require_memory(name, size, device)
@@ -431,24 +428,9 @@ def work(size: Size, element_bytes: int) -> dict[str, float]:
     }
 
 
-def rates(case: dict[str, Any], ceilings: dict[str, Any]) -> dict[str, float]:
-    """Compute what a case reached in its fastest form of a step, and how near that is to the device's ceilings.
-
-    Args:
-        case: its entry, with times.
-        ceilings: those of ``timing.ceilings``, empty where they could not be measured.
-
-    Returns:
-        ``tflops``, ``gb_per_second`` and, with ceilings, ``floor_ms`` and ``share_of_floor``.
-    """
-    size = Size(**case["dimensions"])
-    todo = work(size, MODES[case["mode"]][0].itemsize)
-    taken = min(case[time]["median_ms"] for time in ("step_ms", "graph_ms") if time in case)
-    found = {"tflops": todo["flops"] / taken / 1e9, "gb_per_second": todo["bytes"] / taken / 1e6}
-    if ceilings:
-        floor = 1e3 * max(todo["flops"] / ceilings["flops"][case["mode"]], todo["bytes"] / ceilings["bytes_per_second"])
-        found |= {"floor_ms": floor, "share_of_floor": floor / taken}
-    return found
+def _rates(case: dict[str, Any], ceilings: dict[str, Any]) -> dict[str, float]:
+    todo = work(SIZES[case["size"]], MODES[case["mode"]][0].itemsize)
+    return rates(todo, case["mode"], case, ceilings)
 
 
 def jobs(
@@ -486,69 +468,12 @@ def _job(
 ) -> runner.Job:
     what = {"kind": kind, "device": str(device), "seconds": seconds}
     if contender:
-        what |= {"contender": contender, "size": size, "mode": mode}
+        what |= {"contenders": [contender], "size": size, "mode": mode}
     name = contender.removesuffix("-fresh")
     # the profiler stays in a process that counted launches, and what was compiled in one that compiled
     apart = name if name in ("compile", "compile-max", "keops") else ""
     process = f"{'counts' if kind == 'launches' else 'times'} {apart}"
     return runner.Job(what, SECONDS_A_JOB.get(name, 40.0), process)
-
-
-class Results:
-    """The JSON file of a run, complete after every case.
-
-    Args:
-        path: where it is written.
-        device: what is measured.
-    """
-
-    def __init__(self, path: Path, device: torch.device) -> None:
-        self.path = path
-        self.content: dict[str, Any] = {
-            "benchmark": "hybrid_loss",
-            "environment": environment.describe(device),
-            "settings": {**SETTINGS, "metric": "cosine", "triplet": "softmax", "rsa": "pearson"},
-            "definitions": DEFINITIONS,
-            "baselines": ["reference", "compile"],
-            "ceilings": {},
-            "cases": [],
-        }
-
-    def record(self, what: dict[str, Any], outcome: dict[str, Any]) -> None:
-        """Add what was measured, or why it was not."""
-        cases = self.content["cases"]
-        if what["kind"] == "ceilings":
-            if "flops" in outcome:
-                self.content["ceilings"] = outcome
-            else:
-                self.content["no_ceilings"] = outcome
-        elif what["kind"] == "launches":
-            for case in cases:
-                if all(case[key] == what[key] for key in ("contender", "size", "mode")) and case["status"] == "ok":
-                    if "launches" in outcome:
-                        case["launches"] = outcome["launches"]
-                    else:
-                        case["no_launches"] = outcome["reason"]
-        else:
-            case = {key: what[key] for key in ("size", "mode", "contender")}
-            case["dimensions"] = asdict(SIZES[what["size"]])
-            case |= outcome
-            if "step_ms" in case:
-                case["rates"] = rates(case, self.content["ceilings"])
-            cases.append(case)
-        said = f"{outcome['step_ms']['median_ms']:.3f} ms" if "step_ms" in outcome else outcome.get("reason", "done")
-        names = [str(what[key]) for key in ("kind", "size", "mode", "contender") if key in what]
-        logger.info("%s: %s", ", ".join(names), said)
-        self._write()
-
-    def wrong(self) -> list[dict[str, Any]]:
-        """Give the cases whose loss or gradient was out of bounds."""
-        return [case for case in self.content["cases"] if case["status"] == "wrong"]
-
-    def _write(self) -> None:
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.content, indent=1) + "\n")
-        part.replace(self.path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -568,7 +493,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--contenders", nargs="+", choices=names, default=names)
     parser.add_argument("--seconds", type=float, default=480.0, help="for everything; what is left over is skipped")
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
     sizes = tuple(given.sizes or (SMALL if given.quick else ON_CUDA if device.type == "cuda" else ON_CPU))
     # a CPU has no TF32
@@ -578,17 +502,18 @@ def main(arguments: list[str] | None = None) -> int:
         for mode in MODES
         if mode.split()[0] in given.dtypes and (mode == "bfloat16" or mode.split()[1] in precisions)
     )
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    results = Results(given.out, device)
-    runner.run(
-        jobs(device, tuple(given.contenders), sizes, modes, 0.1 if given.quick else 0.3),
-        module="benchmarks.bench_hybrid_loss",
-        seconds=given.seconds,
-        record=results.record,
+    results = Results(
+        given.out,
+        device,
+        benchmark="hybrid_loss",
+        definitions=DEFINITIONS,
+        baselines=("reference", "compile"),
+        about=lambda what: {"dimensions": asdict(SIZES[what["size"]])},
+        rates=_rates,
+        settings={**SETTINGS, "metric": "cosine", "triplet": "softmax", "rsa": "pearson"},
     )
-    for case in results.wrong():
-        logger.error("wrong: %s, %s, %s: %s", case["size"], case["mode"], case["contender"], case["reason"])
-    return 1 if results.wrong() else 0
+    todo = jobs(device, tuple(given.contenders), sizes, modes, 0.1 if given.quick else 0.3)
+    return command.run(results, todo, module="benchmarks.bench_hybrid_loss", seconds=given.seconds)
 
 
 @pytest.fixture(params=["cpu", "cuda"])

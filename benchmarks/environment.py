@@ -22,7 +22,7 @@ BUSY = 0.1
 WATCHED_SECONDS = 1.0
 """How long that is watched."""
 
-PACKAGES = ("torch", "triton", "numpy", "pykeops")
+PACKAGES = ("torch", "triton", "numpy", "transformers", "peft", "flash-attn", "pykeops")
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -23,28 +23,45 @@ COLUMNS = (
     "TFLOP/s",
     "of floor",
 )
-"""Before the ratios to the baselines, which come after the time of a step."""
+"""Before the ratios to the baselines, which come after the times that they are of. What a run leaves empty is left
+out."""
+
+ALWAYS = COLUMNS[:3]
+
+VERSIONS = ("torch", "triton", "cuda", "driver", "transformers", "peft", "flash-attn", "pykeops")
+
+PANELS = 4
+"""How many modes are plotted, the first ones: the others stand in the table."""
+
+LETTERS = 40
+"""How many letters of the sizes' names fit under a panel; longer ones stand upright."""
 
 EXPLANATION = """\
 Times are medians in ms. A step is forward and backward, started on an idle device with cold caches; `graph` is the same
-step as one replay of a CUDA graph. `x NAME` is how many times faster a step is than NAME's of the same run. `kernels`
-are those launched in forward + backward, with `m` memsets and `c` copies. `peak MiB` is the most that a step allocates
-at a time, `of gradient` that over the size of the gradient. TFLOP/s counts useful operations in the faster of step and
-graph; `of floor` is the time that these, or the least traffic, would take at the measured ceilings over the time
-taken."""
+step as one replay of a CUDA graph. `x NAME` is how many times faster a step is than NAME's of the same run: where the
+two were timed in turns the median over the rounds, of steps, and `graph x NAME` the same of graphs; else the ratio of
+the medians. `kernels` are those launched, in forward + backward or in the step, with `m` memsets and `c` copies. `peak
+MiB` is the most that a step allocates at a time, `of gradient` that over the size of the gradient. TFLOP/s counts
+useful operations in the faster of step and graph; `of floor` is the time that these, or the least traffic, would take
+at the measured ceilings over the time taken."""
 
 
-def speedup(cases: list[dict[str, Any]], case: dict[str, Any], baseline: str) -> float | None:
-    """Compute how many times faster a case's step is than the baseline's of the same size and mode.
+def speedup(cases: list[dict[str, Any]], case: dict[str, Any], baseline: str, *, graph: bool = False) -> float | None:
+    """Compute how many times faster a case is than the baseline's of the same size and mode.
 
     Args:
         cases: all cases of one run.
         case: one of them.
         baseline: a contender.
+        graph: whether CUDA graphs are compared, else steps.
 
     Returns:
-        the ratio of the medians, None where one of them was not measured.
+        the median over the rounds in which the two took turns, else the ratio of the medians of steps; None where one
+        of them was not measured.
     """
+    in_turns = case.get("graph_faster_than" if graph else "faster_than")
+    if in_turns is not None or graph:
+        return float(in_turns[baseline]["median"]) if in_turns and baseline in in_turns else None
     for other in cases:
         same = other["size"] == case["size"] and other["mode"] == case["mode"]
         if same and other["contender"] == baseline and "step_ms" in other and "step_ms" in case:
@@ -62,14 +79,16 @@ def section(run: dict[str, Any], *, plot: str | None = None) -> str:
     lines = [f"## {run['benchmark']}", "", *_about(run), ""]
     if plot is not None:
         lines += [f"![{run['benchmark']}: speedup and share of the floor by size]({plot})", ""]
+    lines += _bars(run)
     measured = [case for case in run["cases"] if "step_ms" in case]
+    of_case = {id(case): _cells(run, case) for case in measured}
+    columns = [name for name in _columns(run) if name in ALWAYS or any(row[name] for row in of_case.values())]
     for mode in _in_order(measured, "mode"):
-        ratios = tuple(f"x {baseline}" for baseline in run["baselines"])
-        header = (*COLUMNS[:3], *ratios, *COLUMNS[3:])
-        lines += [f"**{mode}**", "", _row(header), _row("---" if n < 2 else "---:" for n in range(len(header)))]
+        lines += [f"**{mode}**", "", _row(columns), _row("---" if n < 2 else "---:" for n in range(len(columns)))]
         of_mode = [case for case in measured if case["mode"] == mode]
         for size in _sizes(of_mode):
-            lines += [_row(_cells(run, case)) for case in of_mode if case["size"] == size]
+            some = [case for case in of_mode if case["size"] == size]
+            lines += [_row(of_case[id(case)][name] for name in columns) for case in some]
         lines.append("")
     lines += _left_out(
         "Not measured",
@@ -91,22 +110,26 @@ def draw(run: dict[str, Any], path: Path) -> bool:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogFormatter
     except ImportError as error:
         logger.warning("no plot: %s", error)
         return False
     measured = [case for case in run["cases"] if "step_ms" in case]
-    sizes, modes = _sizes(measured), _in_order(measured, "mode")
     if not measured:
         return False
+    modes = _in_order(measured, "mode")[:PANELS]
+    sizes = _sizes([case for case in measured if case["mode"] in modes])
     baseline = run["baselines"][0]
-    figure = Figure(figsize=(4 * len(modes) + 1.5, 6), layout="constrained")
+    many = max(map(len, sizes)) > LETTERS / len(sizes)
+    width = max(4.0, 0.4 * len(sizes))
+    figure = Figure(figsize=(width * len(modes) + 1.5, 8 if many else 6), layout="constrained")
     panels = figure.subplots(2, len(modes), squeeze=False, sharex=True, sharey="row")
     for mode, (above, below) in zip(modes, panels.T, strict=True):
         for c, contender in enumerate(_in_order(measured, "contender")):
             by_size = {
                 case["size"]: case for case in measured if case["contender"] == contender and case["mode"] == mode
             }
-            faster = {size: speedup(measured, case, baseline) for size, case in by_size.items()}
+            faster = {size: _drawn(measured, case, baseline) for size, case in by_size.items()}
             share = {size: case.get("rates", {}).get("share_of_floor") for size, case in by_size.items()}
             for axes, values in ((above, faster), (below, share)):
                 there = [size for size in sizes if values.get(size) is not None]
@@ -114,8 +137,10 @@ def draw(run: dict[str, Any], path: Path) -> bool:
                 axes.plot(places, heights, color=f"C{c}", marker="o", markersize=4, label=contender)
                 axes.set_yscale("log")
                 axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+                axes.tick_params(axis="y", which="minor", labelsize=7)
         above.set_title(mode, fontsize=10)
-        below.set_xticks(range(len(sizes)), sizes)
+        below.set_xticks(range(len(sizes)), sizes, rotation=90 if many else 0)
     panels[0, 0].set_ylabel(f"times faster than {baseline}")
     panels[1, 0].set_ylabel("share of the floor")
     panels[1, -1].legend(fontsize=8)
@@ -147,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _about(run: dict[str, Any]) -> list[str]:
     on = run["environment"]
-    versions = [f"{name} {on[name]}" for name in ("torch", "triton", "cuda", "driver", "pykeops") if on.get(name)]
+    versions = [f"{name} {on[name]}" for name in VERSIONS if on.get(name)]
     lines = [f"{on['device']}; {', '.join(versions)}; revision {on['revision']}; {on['date']}."]
     if "cuda" not in on:
         lines.append(f"torch used {on['threads']} of {on['cores']} cores.")
@@ -175,24 +200,50 @@ def _left_out(title: str, cases: list[tuple[dict[str, Any], str]]) -> list[str]:
     return [f"{title}:", "", *(f"- {reason}: {', '.join(names)}" for reason, names in by_reason.items()), ""]
 
 
-def _cells(run: dict[str, Any], case: dict[str, Any]) -> list[str]:
-    ratios = [speedup(run["cases"], case, baseline) for baseline in run["baselines"]]
-    rates = case.get("rates", {})
-    peak = case.get("peak_bytes")
-    return [
-        case["size"],
-        case["contender"],
-        _time(case, "step_ms"),
-        *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
-        _time(case, "forward_ms"),
-        _time(case, "backward_ms"),
-        _time(case, "graph_ms"),
-        _launched(case),
-        "" if peak is None else f"{peak / 2**20:.4g}",
-        f"{case['peak_over_gradient']:.3g}" if "peak_over_gradient" in case else "",
-        f"{rates['tflops']:.3g}" if "tflops" in rates else "",
-        f"{rates['share_of_floor']:.0%}" if "share_of_floor" in rates else "",
-    ]
+def _drawn(cases: list[dict[str, Any]], case: dict[str, Any], baseline: str) -> float | None:
+    """Give the speedup that is plotted: that of graphs where there is one."""
+    of_graph = speedup(cases, case, baseline, graph=True)
+    return speedup(cases, case, baseline) if of_graph is None else of_graph
+
+
+def _bars(run: dict[str, Any]) -> list[str]:
+    """List what is asked of the figures, and whether they reach it."""
+    lines = []
+    for bar in run.get("bars", []):
+        found = "not measured"
+        if bar["found"] is not None:
+            said = "met" if bar["met"] else "**missed**"
+            found = f"{bar['found']:.3g}, {said} ({bar['cases']} case{'s' if bar['cases'] != 1 else ''})"
+        lines.append(f"- {bar['what']} {bar['required']}: {found}")
+    return [*lines, ""] if lines else []
+
+
+def _columns(run: dict[str, Any]) -> list[str]:
+    of_step, of_graph = (tuple(f"{word}x {baseline}" for baseline in run["baselines"]) for word in ("", "graph "))
+    return [name for column in COLUMNS for name in (column, *{"step ms": of_step, "graph": of_graph}.get(column, ()))]
+
+
+def _cells(run: dict[str, Any], case: dict[str, Any]) -> dict[str, str]:
+    """Write a case, by column."""
+    rates, peak = case.get("rates", {}), case.get("peak_bytes")
+    cells = {
+        "size": case["size"],
+        "contender": case["contender"] + (f" ({case['chosen']})" if "chosen" in case else ""),
+        "step ms": _time(case, "step_ms"),
+        "forward": _time(case, "forward_ms"),
+        "backward": _time(case, "backward_ms"),
+        "graph": _time(case, "graph_ms"),
+        "kernels": _launched(case),
+        "peak MiB": "" if peak is None else f"{peak / 2**20:.4g}",
+        "of gradient": f"{case['peak_over_gradient']:.3g}" if "peak_over_gradient" in case else "",
+        "TFLOP/s": f"{rates['tflops']:.3g}" if "tflops" in rates else "",
+        "of floor": f"{rates['share_of_floor']:.0%}" if "share_of_floor" in rates else "",
+    }
+    for baseline in run["baselines"]:
+        for graph in (False, True):
+            ratio = speedup(run["cases"], case, baseline, graph=graph)
+            cells[f"graph x {baseline}" if graph else f"x {baseline}"] = "" if ratio is None else f"{ratio:.2f}"
+    return cells
 
 
 def _time(case: dict[str, Any], name: str) -> str:
@@ -206,7 +257,7 @@ def _launched(case: dict[str, Any]) -> str:
         str(count["kernels"])
         + (f" {count['memsets']}m" if count["memsets"] else "")
         + (f" {count['copies']}c" if count["copies"] else "")
-        for count in (case["launches"]["forward"], case["launches"]["backward"])
+        for count in case["launches"].values()
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ RUNS = (5, 200)
 """The fewest and the most calls that a time is the median of."""
 
 SLOW = 5
-"""A step that takes longer than this many times the time allowed for all calls is warmed up twice and timed twice."""
+"""A round of calls that takes longer than this many times the time allowed for all is warmed up twice, timed twice."""
 
 GEMM_SIZE = 8192
 CPU_GEMM_SIZE = 1024
@@ -56,34 +57,69 @@ def timed(
         seconds: about how long to go on.
 
     Returns:
-        ``median_ms``, the quartiles ``low_ms`` and ``high_ms``, and ``runs``.
+        those of ``summary``.
     """
-    once = _once_on_cuda(step, prepare, device) if device.type == "cuda" else _once_on_cpu(step, prepare)
-    once()  # may compile
-    for _ in range(WARM_UP - 1):
-        begin = time.perf_counter()
-        once()
-        slow = time.perf_counter() - begin > SLOW * seconds
-        if slow:
-            break
-    fewest, most = (2, 2) if slow else RUNS
-    times: list[float] = []
-    begin = time.perf_counter()
-    while len(times) < fewest or (len(times) < most and time.perf_counter() - begin < seconds):
-        times.append(once())
+    clock = _clock(device)
+    return summary(_rounds({"": lambda: clock(step, prepare())}, seconds)[""])
+
+
+def interleaved(
+    steps: Mapping[str, Callable[[], Any]], *, device: torch.device, seconds: float = 0.3
+) -> dict[str, list[float]]:
+    """Time calls of several steps in turns, each one started as ``timed`` does: whatever else the machine does, and
+    whatever becomes of its clock, meets all of them alike.
+
+    Args:
+        steps: what is timed, by name.
+        device: where they run.
+        seconds: about how long to go on, for all of them together.
+
+    Returns:
+        the times of each in ms; the i-th times of all were taken one after the other.
+    """
+    clock = _clock(device)
+    return _rounds({name: functools.partial(clock, step, ()) for name, step in steps.items()}, seconds)
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """Give ``median_ms``, the quartiles ``low_ms`` and ``high_ms``, and ``runs`` of times in ms."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return {"median_ms": median, "low_ms": low, "high_ms": high, "runs": len(times)}
 
 
-def _once_on_cuda(
-    step: Callable[..., Any], prepare: Callable[[], tuple[Any, ...]], device: torch.device
-) -> Callable[[], float]:
+def _rounds(onces: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
+    """Warm up, then call all of them round after round, each round from another one on."""
+    names = list(onces)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:
+        onces[name]()  # may compile
+    slow = False
+    for _ in range(WARM_UP - 1):
+        begin = time.perf_counter()
+        for name in names:
+            onces[name]()
+        slow = time.perf_counter() - begin > SLOW * seconds
+        if slow:
+            break
+    fewest, most = (2, 2) if slow else RUNS
+    count, begin = 0, time.perf_counter()
+    while count < fewest or (count < most and time.perf_counter() - begin < seconds):
+        for name in names:
+            times[name].append(onces[name]())
+        names.append(names.pop(0))
+        count += 1
+    return times
+
+
+def _clock(device: torch.device) -> Callable[[Callable[..., Any], tuple[Any, ...]], float]:
+    """Give what calls a step once and returns its time in ms."""
+    if device.type != "cuda":
+        return _cpu_clock
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     spoiler = torch.empty(2 * cache, dtype=torch.int8, device=device)
 
-    def once() -> float:
-        arguments = prepare()
+    def clock(step: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
         spoiler.zero_()
         torch.cuda.synchronize(device)
         start.record()
@@ -92,17 +128,13 @@ def _once_on_cuda(
         end.synchronize()
         return start.elapsed_time(end)
 
-    return once
+    return clock
 
 
-def _once_on_cpu(step: Callable[..., Any], prepare: Callable[[], tuple[Any, ...]]) -> Callable[[], float]:
-    def once() -> float:
-        arguments = prepare()
-        begin = time.perf_counter()
-        step(*arguments)
-        return 1e3 * (time.perf_counter() - begin)
-
-    return once
+def _cpu_clock(step: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+    begin = time.perf_counter()
+    step(*arguments)
+    return 1e3 * (time.perf_counter() - begin)
 
 
 class WaitsForDevice(RuntimeError):

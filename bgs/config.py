@@ -15,8 +15,9 @@ from bgs.data.augment import Augment
 from bgs.models.embedder import Tune
 from bgs.models.head import HeadConfig
 from bgs.models.lora import LoraSettings
+from bgs.models.pooling import Pooling
 
-BackboneName = Literal["vjepa2", "timesformer", "videomae", "clip", "text"]
+BackboneName = Literal["vjepa2", "vjepa21", "timesformer", "videomae", "clip", "text"]
 Mode = Literal["hybrid", "triplet", "rsa"]
 TripletForm = Literal["softmax", "margin"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -180,7 +181,13 @@ class TrainConfig:
         tune: what is trained: `lora` (adapters and head), `full` (the encoder and head) or `head`.
         precision: `auto` is bf16 on a GPU that has it and fp32 elsewhere.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
+        accelerate: run the encoder by fused kernels; null does on a GPU. What a run computes and saves is the same up
+            to rounding and to which entries the adapters' dropout draws.
         frames: frames per clip; null for the checkpoint's own.
+        size: pixels per side of a frame, or [height, width], where the backbone takes other sizes than the
+            checkpoint's own (`vjepa2`); null for that.
+        pooling: how an encoder's tokens become one vector: `default`, the backbone's own way; `mean`; `cls`, where
+            there is a class token; or `attentive`, a learned query, which is trained with the head.
         val_share: share of the training clips that becomes validation, where the data defines none.
         test_share: share of the clips that is held out for the test, where the data defines none.
         min_clip: a clip shorter than this is refused, seconds.
@@ -213,7 +220,10 @@ class TrainConfig:
     tune: Tune = "lora"
     precision: Precision = "auto"
     gradient_checkpointing: bool = True
+    accelerate: bool | None = None
     frames: int | None = None
+    size: int | list[int] | None = None
+    pooling: Pooling = "default"
     val_share: float = 0.2
     test_share: float = 0.2
     min_clip: float = 0.1

@@ -146,7 +146,8 @@ def why_not(op: str, backend: str, request: Request | None = None) -> str | None
         raise ValueError(f"why_not: unknown backend {backend!r}, expected one of {', '.join(BACKENDS)}")
     if backend not in _modules[op]:
         return "this op has no such backend yet"
-    _load(op)
+    # torch.compile reads a table once: what a second op of the function adds to it later, it would miss
+    _load(ops() if torch.compiler.is_compiling() else (op,))
     if backend in _failed[op]:
         return _failed[op][backend]
     module = _loaded[op][backend]
@@ -179,7 +180,7 @@ def run(op: str, backend: str, tensors: Mapping[str, torch.Tensor | None], **opt
     name = choose(op, backend, request)
     implementation: Callable[..., Any] = getattr(_loaded[op][name], op)
     device = next(iter(request.tensors.values())).device.type
-    if not torch.amp.is_autocast_available(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return implementation(**tensors, **options)
     with torch.autocast(device, enabled=False):
         return implementation(**tensors, **options)
@@ -283,13 +284,14 @@ def _asked(op: str, backend: str) -> tuple[str, str]:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _load(op: str) -> None:
-    """Import every implementation of an op that was not tried yet."""
-    loaded, failed = _loaded.setdefault(op, {}), _failed.setdefault(op, {})
-    for backend, module in _modules[op].items():
-        if backend in loaded or backend in failed:
-            continue
-        try:
-            loaded[backend] = importlib.import_module(module)
-        except ImportError as error:
-            failed[backend] = f"import failed: {error}"
+def _load(among: tuple[str, ...]) -> None:
+    """Import every implementation of some ops that was not tried yet."""
+    for op in among:
+        loaded, failed = _loaded.setdefault(op, {}), _failed.setdefault(op, {})
+        for backend, module in _modules[op].items():
+            if backend in loaded or backend in failed:
+                continue
+            try:
+                loaded[backend] = importlib.import_module(module)
+            except ImportError as error:
+                failed[backend] = f"import failed: {error}"

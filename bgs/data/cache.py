@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 # Part of every key: raise it when the decoded pixels change for the same settings, and old entries are left behind.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def default_cache() -> Path:

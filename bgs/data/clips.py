@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bgs.data.ahead import ahead
 from bgs.data.cache import ClipCache
-from bgs.data.decode import ClipError, Decoder, choose_decoder, decode
+from bgs.data.decode import Decoder, choose_decoder, decode
 from bgs.data.preprocess import Preprocess
+from bgs.data.video_file import ClipError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 
@@ -171,6 +173,25 @@ class ClipSet:
         for _ in _each(fill, range(len(chosen)), self.workers):
             pass
         return batch
+
+    def stream(self, rows: Iterable[int], *, depth: int) -> Iterator[Tensor | ClipError]:
+        """The clips of some rows one by one, in order, while the next ones are decoded.
+
+        Args:
+            rows: which, in any order.
+            depth: clips that are decoded, or being decoded, ahead of the one in use.
+
+        Returns:
+            For each row uint8, shape (T, 3, H, W), or the error where its file cannot be used.
+        """
+
+        def attempt(row: int) -> Tensor | ClipError:
+            try:
+                return self[row]
+            except ClipError as error:
+                return error
+
+        return ahead(attempt, rows, depth=depth, workers=self.workers)
 
     def prepare(self, progress: bool = True) -> None:
         """Decodes every clip that is not cached yet, so that a bad file is known now and training never waits.

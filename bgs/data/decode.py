@@ -1,7 +1,8 @@
-"""Opens a video file, says what is wrong with it, and decodes the frames that were on screen at the moments asked for.
+"""Decodes the frames of a video file that were on screen at the moments asked for, and as little else as that takes.
 
-A clip's timeline - when each frame appears, by presentation timestamp - is read from its packets, without decoding.
-The frames then come from one forward pass that stops after the last one needed.
+A clip's timeline - when each frame appears, by presentation timestamp - is read from its packets, without decoding. Of
+these, the ones that the wanted frames need are decoded. Where that does not give exactly the wanted frames, the file is
+decoded from its beginning to the last frame needed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
@@ -20,42 +21,22 @@ import av
 import numpy as np
 import torch
 from av.buffer import Buffer
-from av.container import InputContainer
-from av.stream import Disposition
+from av.packet import Packet
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
+from bgs.data.packets import WITH_UNREFERENCED, codec_name, needed_runs
 from bgs.data.preprocess import Preprocess
+from bgs.data.video_file import ClipError, Packets, Timeline, open_video, read_packets, video_packets
 
 Decoder = Literal["auto", "pyav", "torchcodec"]
 Frame = TypeVar("Frame")
-
-# A header may promise this much more than its packets hold before the file counts as truncated, seconds: containers
-# round durations, and an audio track may outlast the video by a packet.
-TRUNCATION_TOLERANCE = Fraction(1, 10)
 
 # Two timestamps nearer than this name the same frame: no video has a thousand frames a second, seconds.
 TIME_TOLERANCE = 1e-3
 
 _log = logging.getLogger(__name__)
-
-
-class ClipError(ValueError):
-    """A video file that cannot be used.
-
-    Attributes:
-        path: the file.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)  # both, so that the error pickles
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -92,12 +73,13 @@ def probe(path: str | Path) -> ClipInfo:
         ClipError: the file is missing, empty, truncated, without video, or not readable as video.
     """
     path = Path(path)
-    timeline = _read_timeline(path)
-    with _open(path) as (container, stream):
-        frame = next(container.decode(stream), None)
+    with _read_video(path) as video, video.read_again() as (_, packets):
+        frame = next((frame for packet in packets for frame in packet.decode()), None)
+        if frame is None:
+            frame = next(iter(video.stream.codec_context.decode(None)), None)
         if frame is None:
             raise ClipError(path, "corrupt: no frame can be decoded")
-        orientation = _Orientation.of(frame)
+        orientation, timeline = _Orientation.of(frame), video.timeline
         width, height = (frame.height, frame.width) if orientation.transpose else (frame.width, frame.height)
         return ClipInfo(
             width=width,
@@ -131,23 +113,22 @@ def decode(path: str | Path, preprocess: Preprocess, decoder: Decoder = "auto") 
     """
     path = Path(path)
     engine = _ENGINES[choose_decoder(decoder)]
-    timeline = _read_timeline(path)
-    if len(timeline.times) < min(2, preprocess.frames):
-        raise ClipError(path, f"too short: {len(timeline.times)} frame, expected at least 2")
-    seconds = float(timeline.duration)
-    if seconds < preprocess.min_duration:
-        raise ClipError(path, f"too short: {seconds:.3f} s, expected at least {preprocess.min_duration:g} s")
-
-    targets = preprocess.times(timeline.times[0], timeline.end)
-    clip = torch.empty(preprocess.shape, dtype=torch.uint8)
-    previous = None
-    for k, pixels in enumerate(engine(path, timeline, targets)):
-        try:
-            clip[k] = clip[k - 1] if pixels is previous else preprocess.resize_frames(pixels[None])[0]
-        except ValueError as error:
-            raise ClipError(path, str(error)) from error
-        previous = pixels
-    return clip
+    clip = np.empty(preprocess.shape, np.uint8)
+    with _read_video(path) as video:
+        timeline = video.timeline
+        if len(timeline.times) < min(2, preprocess.frames):
+            raise ClipError(path, f"too short: {len(timeline.times)} frame, expected at least 2")
+        seconds = float(timeline.duration)
+        if seconds < preprocess.min_duration:
+            raise ClipError(path, f"too short: {seconds:.3f} s, expected at least {preprocess.min_duration:g} s")
+        previous = None
+        for k, pixels in enumerate(engine(video, preprocess.times(timeline.times[0], timeline.end))):
+            try:
+                clip[k] = clip[k - 1] if pixels is previous else preprocess.resize_frames(pixels[None])[0].numpy()
+            except ValueError as error:
+                raise ClipError(path, str(error)) from error
+            previous = pixels
+    return torch.from_numpy(clip)
 
 
 def choose_decoder(decoder: Decoder = "auto") -> Literal["pyav", "torchcodec"]:
@@ -183,115 +164,122 @@ def _torchcodec_problem() -> str | None:
 
 
 @dataclass(frozen=True)
-class _Timeline:
-    """When each frame of a clip appears, and when the last one ends; seconds, exact.
+class _Video:
+    """An open file, read to its end."""
 
-    `stamped` is False for the few formats that store no timestamps: frames are then counted at the stream's rate.
-    """
+    path: Path
+    stream: VideoStream
+    timeline: Timeline
+    packets: Packets
 
-    times: Sequence[Fraction]
-    end: Fraction
-    stamped: bool
-
-    @property
-    def duration(self) -> Fraction:
-        return self.end - self.times[0]
-
-    @property
-    def longest(self) -> Fraction:
-        """How long the frame that stays longest is on screen."""
-        return max(later - earlier for earlier, later in pairwise((*self.times, self.end)))
-
-
-def _read_timeline(path: Path) -> _Timeline:
-    with _open(path) as (container, stream):
-        unit = stream.time_base or Fraction(1, 1000)
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        # Discarded packets are what an edit list cuts away: decoded when needed, never shown.
-        packets = [
-            (packet.pts, packet.duration or 0, packet.is_corrupt)
-            for packet in container.demux(stream)
-            if packet.size and not packet.is_discard
-        ]
-        promised = _promised_duration(container, stream)
-    if not packets:
-        raise ClipError(path, "truncated: the video stream holds no frames")
-
-    stamps = [(pts, duration) for pts, duration, _ in packets if pts is not None]
-    if len(stamps) == len(packets):
-        times = sorted({pts * unit for pts, _ in stamps})
-        gaps = sorted(later - earlier for earlier, later in pairwise(times))
-        last, duration = max(stamps)
-        typical = gaps[len(gaps) // 2] if gaps else 1 / rate
-        timeline = _Timeline(times, last * unit + (duration * unit or typical), stamped=True)
-    else:
-        timeline = _Timeline([k / rate for k in range(len(packets))], len(packets) / rate, stamped=False)
-
-    found = float(timeline.duration)
-    if promised is not None and promised - timeline.duration > TRUNCATION_TOLERANCE + timeline.longest:
-        raise ClipError(path, f"truncated: {found:.2f} s of video, but its header promises {float(promised):.2f} s")
-    if any(incomplete for _, _, incomplete in packets):
-        raise ClipError(path, f"truncated: a frame is incomplete ({found:.2f} s of video found)")
-    return timeline
-
-
-def _promised_duration(container: InputContainer, stream: VideoStream) -> Fraction | None:
-    if stream.duration and stream.time_base:
-        return stream.duration * stream.time_base
-    if container.duration and len(container.streams) == 1:  # with more, it may be another stream's
-        return Fraction(container.duration, av.time_base)
-    return None
+    @contextmanager
+    def read_again(self) -> Iterator[tuple[VideoStream, Iterator[Packet]]]:
+        """Gives the packets once more, from memory where they were kept, with the stream that decodes them."""
+        if self.packets.kept is not None:
+            yield self.stream, iter(self.packets.kept)
+            return
+        with open_video(self.path) as (container, stream):
+            yield stream, video_packets(container, stream)
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Opens a file and its first real video stream; whatever FFmpeg raises while it is open becomes a `ClipError`."""
-    if not path.is_file():
-        raise ClipError(path, "not a file" if path.exists() else "no such file")
-    if path.stat().st_size == 0:
-        raise ClipError(path, "empty file (0 bytes)")
-    try:
-        container = av.open(str(path), metadata_errors="ignore")
-    except (av.FFmpegError, UnicodeError) as error:
-        raise ClipError(path, f"corrupt or not a video file ({_cause(error)})") from error
-    with container:
-        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not streams:
-            kinds = sorted({s.type for s in container.streams if s.type != "video"})
-            raise ClipError(path, f"no video stream (it has: {', '.join(kinds) or 'nothing'})")
-        # One thread a file: on 3 s of 256 x 256, threads within a file take 25 to 55 % more processor time than files
-        # side by side, for no gain in clips a second.
-        streams[0].codec_context.thread_count = 1
-        try:
-            yield container, streams[0]
-        except av.FFmpegError as error:
-            raise ClipError(path, f"corrupt: it cannot be decoded ({_cause(error)})") from error
+def _read_video(path: Path) -> Iterator[_Video]:
+    with open_video(path) as (container, stream):
+        timeline, packets = read_packets(path, container, stream)
+        yield _Video(path, stream, timeline, packets)
 
 
-def _cause(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
+class _Uncertain(Exception):
+    """What was decoded is not certain to be what is wanted."""
 
 
-def _decode_with_pyav(path: Path, timeline: _Timeline, targets: Sequence[Fraction]) -> Iterator[np.ndarray]:
+def _decode_with_pyav(video: _Video, targets: Sequence[Fraction]) -> Iterator[np.ndarray]:
     """RGB pictures (H, W, 3) on screen at the targets; the same object again where a picture serves several."""
+    timeline, done = video.timeline, 0
+    if timeline.stamps is not None:
+        wanted = [stamp for _, stamp in _on_screen(zip(timeline.times, timeline.stamps, strict=True), targets)]
+        try:
+            for pixels in _pictures(_repeated(_decode_wanted(video, set(wanted)), wanted)):
+                yield pixels
+                done += 1
+            return
+        except (_Uncertain, av.FFmpegError) as problem:
+            _log.debug("%s: decoded from the beginning (%s)", video.path, problem)
+    yield from islice(_pictures(_decode_all(video, targets)), done, None)
+
+
+def _decode_wanted(video: _Video, wanted: set[int]) -> Iterator[av.VideoFrame]:
+    """The frames of these timestamps, ascending, or `_Uncertain`."""
+    expected = iter(sorted(wanted))
+    left = len(wanted)
+    for frame in _decoded(video, wanted):
+        if frame.pts in wanted:
+            if frame.pts != next(expected, None):
+                raise _Uncertain("frames come in another order")
+            yield frame
+            left -= 1
+        if not left:
+            return
+    raise _Uncertain(f"{left} frames are missing")
+
+
+def _decoded(video: _Video, wanted: set[int]) -> Iterator[av.VideoFrame]:
+    """All frames that come out of the decoder when it is given what the wanted ones need."""
+    skips = codec_name(video.stream) in WITH_UNREFERENCED
+    with video.read_again() as (stream, packets):
+        context, position = stream.codec_context, 0
+        for run in needed_runs(video.packets.stamps, video.packets.restarts, wanted):
+            context.flush_buffers()
+            for packet in islice(packets, run.start - position, run.stop - position):
+                if skips:
+                    context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+                yield from _progressive(packet.decode(), skips)
+            yield from _progressive(context.decode(None), skips)
+            position = run.stop
+
+
+def _progressive(frames: Iterable[av.VideoFrame], skips: bool) -> Iterator[av.VideoFrame]:
+    for frame in frames:
+        if skips and frame.interlaced_frame:  # its fields may be packets of their own, of which one is not a reference
+            raise _Uncertain("interlaced")
+        yield frame
+
+
+def _repeated(frames: Iterator[av.VideoFrame], wanted: Sequence[int]) -> Iterator[av.VideoFrame]:
+    """For each ascending timestamp its frame, which comes once."""
+    frame = None
+    for stamp in wanted:
+        if frame is None or frame.pts != stamp:
+            frame = next(frames)
+        yield frame
+
+
+def _decode_all(video: _Video, targets: Sequence[Fraction]) -> Iterator[av.VideoFrame]:
+    """The frames on screen at the targets, by decoding all of the file up to the last of them."""
     # Damage that the decoder skips without an error shows as a hole: no picture for far longer than the file says.
-    hole = 2 * timeline.longest
-    reformatter = VideoReformatter()
-    with _open(path) as (container, stream):
-        shown = _on_screen(_timed(container.decode(stream), timeline), targets)
-        previous: av.VideoFrame | None = None
+    hole = 2 * video.timeline.longest
+    with open_video(video.path) as (container, stream):
+        shown = _on_screen(_timed(container.decode(stream), video.timeline), targets)
         for target in targets:
             time, frame = next(shown, (target - 2 * hole, None))
             if frame is None or abs(target - time) > hole:
-                raise ClipError(path, f"corrupt: no frame can be decoded at {float(target):.2f} s")
-            if frame is not previous:
-                rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                pixels = _Orientation.of(frame).apply(rgb)
-            previous = frame
-            yield pixels
+                raise ClipError(video.path, f"corrupt: no frame can be decoded at {float(target):.2f} s")
+            yield frame
 
 
-def _timed(frames: Iterable[av.VideoFrame], timeline: _Timeline) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+def _pictures(frames: Iterable[av.VideoFrame]) -> Iterator[np.ndarray]:
+    """Frames as RGB pictures, the right way up."""
+    reformatter = VideoReformatter()
+    previous: av.VideoFrame | None = None
+    for frame in frames:
+        if frame is not previous:
+            rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            pixels = _Orientation.of(frame).apply(rgb)
+        previous = frame
+        yield pixels
+
+
+def _timed(frames: Iterable[av.VideoFrame], timeline: Timeline) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     for k, frame in enumerate(frames):
         if timeline.stamped and frame.pts is not None and frame.time_base is not None:
             yield frame.pts * frame.time_base, frame
@@ -317,29 +305,30 @@ def _on_screen(
             yield shown
 
 
-def _decode_with_torchcodec(path: Path, timeline: _Timeline, targets: Sequence[Fraction]) -> Iterator[np.ndarray]:
+def _decode_with_torchcodec(video: _Video, targets: Sequence[Fraction]) -> Iterator[np.ndarray]:
     """The same as `_decode_with_pyav`, by torchcodec where its frames are the timeline's (MPEG-TS, for one, is not)."""
     from torchcodec.decoders import VideoDecoder
 
-    shown = [k for _, k in _on_screen(((time, k) for k, time in enumerate(timeline.times)), targets)]
+    times = video.timeline.times
+    shown = [k for _, k in _on_screen(((time, k) for k, time in enumerate(times)), targets)]
     wanted = sorted(set(shown))
     try:
-        video = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
-        frames = video.get_frames_at(wanted)
-        late = max(abs(float(timeline.times[k]) - t) for k, t in zip(wanted, frames.pts_seconds.tolist(), strict=True))
+        decoder = VideoDecoder(str(video.path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+        frames = decoder.get_frames_at(wanted)
+        late = max(abs(float(times[k]) - t) for k, t in zip(wanted, frames.pts_seconds.tolist(), strict=True))
         problem = f"its frames are {late:.3f} s off" if late > TIME_TOLERANCE else None
     except (RuntimeError, ValueError, IndexError) as error:
         problem = str(error).splitlines()[0]
     if problem is not None:
-        _log.info("%s: torchcodec fails (%s), PyAV decodes it", path, problem)
-        yield from _decode_with_pyav(path, timeline, targets)
+        _log.info("%s: torchcodec fails (%s), PyAV decodes it", video.path, problem)
+        yield from _decode_with_pyav(video, targets)
         return
     pictures = dict(zip(wanted, frames.data.numpy(), strict=True))
     for k in shown:
         yield pictures[k]
 
 
-_Engine = Callable[[Path, _Timeline, Sequence[Fraction]], Iterator[np.ndarray]]
+_Engine = Callable[[_Video, Sequence[Fraction]], Iterator[np.ndarray]]
 _ENGINES: dict[str, _Engine] = {"pyav": _decode_with_pyav, "torchcodec": _decode_with_torchcodec}
 
 

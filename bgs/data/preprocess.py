@@ -5,6 +5,7 @@ cropped, and how its pixels are normalised. Pure arithmetic on arrays, so that i
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
@@ -51,8 +52,9 @@ class Preprocess:
         interpolation: filter of the resize.
         antialias: whether the filter widens when scaling down (PIL's always does).
         resampler: whose arithmetic resizes. "pil" is Pillow's and what the image processors of transformers define;
-            "torch" is torch's 8-bit kernel, what torchvision and so the video processors run. They differ by one
-            grey level on up to one pixel in a hundred (two at most), which is more than 1e-5 after normalising.
+            "torch" is torch's 8-bit kernel, what torchvision and so the video processors run (with AVX2 or AVX-512;
+            on other processors torchvision rounds otherwise, torch itself does not). They differ by one grey level on
+            up to one pixel in a hundred (two at most), which is more than 1e-5 after normalising.
         rescale: factor from stored 0..255 to the range that `mean` and `std` are in.
         sampling: "uniform" takes the centres of `frames` equal parts of the clip's duration, "fps" takes `fps` frames
             a second about the clip's centre; moments outside the clip show its first or last frame.
@@ -129,6 +131,30 @@ class Preprocess:
         """Shape (frames, 3, height, width) of a clip after `resize_frames`."""
         return (self.frames, 3, self.height, self.width)
 
+    def __call__(self, video: str | os.PathLike[str] | np.ndarray | Tensor) -> Tensor:
+        """Turns one clip into the model's input.
+
+        Args:
+            video: a video file, or all frames of a clip at a constant rate: uint8 RGB, shape (N, H, W, 3).
+
+        Returns:
+            uint8, shape (T, 3, height, width).
+
+        Raises:
+            ClipError: the file cannot be used.
+            ValueError: `video` is not of that shape and type, or its rate would have to be known (`sampling="fps"`).
+        """
+        if isinstance(video, str | os.PathLike):
+            from bgs.data.decode import decode  # which needs Preprocess itself
+
+            return decode(os.fspath(video), self)
+        frames = np.asarray(video)
+        if not len(frames):
+            raise ValueError("video: no frames")
+        if self.sampling == "fps":
+            raise ValueError('video: sampling="fps" takes frames by time, which an array does not tell; give the file')
+        return self.resize_frames(frames[[int(moment) for moment in self.times(Fraction(0), Fraction(len(frames)))]])
+
     def times(self, start: Fraction, end: Fraction) -> list[Fraction]:
         """Moments at which frames are taken, exactly, so that a moment on the border of two frames is never a toss-up.
 
@@ -166,7 +192,9 @@ class Preprocess:
         if min(top, left) < 0 or (not self.crop and size != (self.height, self.width)):
             raise ValueError(f"frame of {size[0]}x{size[1]} cannot give {self.height}x{self.width} (height x width)")
         resized = self._resample(frames, size)
-        return resized[:, :, top : top + self.height, left : left + self.width].contiguous()
+        cropped = resized[:, :, top : top + self.height, left : left + self.width]
+        # Copied by NumPy: torch would wake all its threads for each frame, from each of those that decode.
+        return torch.from_numpy(np.ascontiguousarray(cropped.numpy()))
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if self.resize == "none":
@@ -238,7 +266,7 @@ class Preprocess:
         """The published preprocessing of a backbone, for when a checkpoint brings no processor file.
 
         Args:
-            backbone: "vjepa2", "timesformer", "videomae" or "clip".
+            backbone: "vjepa2", "vjepa21", "timesformer", "videomae" or "clip".
             frames: frames a clip; the published checkpoint's number when None.
             size: side of the square input, pixels; the published one when None. The resize before the crop follows.
 
@@ -255,16 +283,21 @@ class Preprocess:
             published = published.with_size(size)
         return published if frames is None else replace(published, frames=frames)
 
-    def with_size(self, size: int) -> Preprocess:
-        """The same preprocessing for a square input of another size; the resize before the crop scales along."""
+    def with_size(self, size: int | tuple[int, int]) -> Preprocess:
+        """The same preprocessing for an input of another size; the resize before the crop scales along.
+
+        Args:
+            size: pixels per side, or (height, width).
+        """
+        height, width = (size, size) if isinstance(size, int) else size
         scaled = self.resize_to
         if isinstance(scaled, tuple):
-            scaled = (scaled[0] * size // self.height, scaled[1] * size // self.width)
-        elif scaled == vjepa2_resize(self.height):
-            scaled = vjepa2_resize(size)  # from the rule, as 292 of 256 is already rounded
+            scaled = (scaled[0] * height // self.height, scaled[1] * width // self.width)
+        elif scaled == vjepa2_resize(max(self.height, self.width)):
+            scaled = vjepa2_resize(max(height, width))  # from the rule, as 292 of 256 is already rounded
         elif scaled is not None:
-            scaled = scaled * size // min(self.height, self.width)
-        return replace(self, height=size, width=size, resize_to=scaled)
+            scaled = max(scaled * height // self.height, scaled * width // self.width)
+        return replace(self, height=height, width=width, resize_to=scaled)
 
     @classmethod
     def from_pretrained_config(
@@ -319,6 +352,17 @@ _PUBLISHED = {
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         resize_to=vjepa2_resize(256),
+        resampler="torch",
+    ),
+    # Its weights were published for 384 pixels; 16 frames, as most of pretraining saw, and V-JEPA 2's own evaluation
+    # transform at that size.
+    "vjepa21": Preprocess(
+        frames=16,
+        height=384,
+        width=384,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        resize_to=vjepa2_resize(384),
         resampler="torch",
     ),
     "timesformer": Preprocess(

@@ -22,7 +22,8 @@ def read_processor(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """Reads a processor's settings.
 
     A flag that is not given (`do_resize`, `do_center_crop`, `do_normalize`) is on where the field it needs is given,
-    and `do_rescale` is on: files from before a flag existed mean that.
+    and `do_rescale` is on: files from before a flag existed mean that. So does a crop without `crop_size` where `size`
+    is a bare number: it is of that size (VideoMAE's published files).
 
     Args:
         source: folder, file, or the settings themselves.
@@ -120,7 +121,8 @@ def _resampler(given: _Fields) -> str:
 
 def _geometry(given: _Fields) -> dict[str, Any]:
     crop = given.flag("do_center_crop", needs="crop_size")
-    cropped = given.height_width("crop_size") if crop else None
+    old = given.get("crop_size") is None and isinstance(given.get("size"), int)
+    cropped = given.height_width("size" if old else "crop_size") if crop else None
     resize: dict[str, Any] = {"resize": "none", "resize_to": None}
     if given.flag("do_resize", needs="size"):
         resize = _size(given, cropped)

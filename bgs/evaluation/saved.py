@@ -18,6 +18,7 @@ from bgs.data.judgments import Dataset
 from bgs.evaluation.evaluate import RESAMPLES, Evaluation, Held, evaluate
 from bgs.inputs import known_ceiling, read_dataset, splits_of, stimuli_of
 from bgs.models import Embedder, HeadConfig, load_backbone
+from bgs.models.fused import run_fused
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,8 @@ def hold(
     judgments = dataset.judgments.among(judged, reindex=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     stimuli = stimuli_of(dataset, judgments.items, embedder.preprocess, clips, cache, min_clip)
-    return Held(embedder.to(device).embed_all(stimuli, batch_size=16, progress=True), judgments)
+    run_fused(embedder.to(device).backbone)
+    return Held(embedder.embed_all(stimuli, batch_size=16, progress=True), judgments)
 
 
 def _rows(dataset: Dataset, names: Sequence[str], split: str, run: Path) -> NDArray[np.int64]:

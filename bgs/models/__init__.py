@@ -3,7 +3,8 @@
 from bgs.models.backbone import BACKBONES, Backbone, load_backbone
 from bgs.models.embedder import Embedder, Stimuli, set_trainable
 from bgs.models.head import HeadConfig
-from bgs.models.lora import LoraSettings, apply_lora, check_adapters_receive_gradient
+from bgs.models.lora import LoraSettings, adapter_config, apply_lora, check_adapters_receive_gradient
+from bgs.models.pooling import Pooling
 
 __all__ = [
     "BACKBONES",
@@ -11,7 +12,9 @@ __all__ = [
     "Embedder",
     "HeadConfig",
     "LoraSettings",
+    "Pooling",
     "Stimuli",
+    "adapter_config",
     "apply_lora",
     "check_adapters_receive_gradient",
     "load_backbone",

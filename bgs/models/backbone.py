@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from peft import PeftModel
@@ -19,10 +19,13 @@ from transformers import PreTrainedModel
 
 from bgs.data.preprocess import Preprocess
 from bgs.models.checkpoints import TINY, Checkpoint, resolve_checkpoint, weights_digest
+from bgs.models.layers import Layers
+from bgs.models.pooling import Pooling
 
 # Name of a backbone -> module and class; imported when asked for, so that none pays for another's dependencies.
 _BACKBONES = {
     "vjepa2": ("bgs.models.vjepa2", "VJEPA2Backbone"),
+    "vjepa21": ("bgs.models.vjepa21", "VJEPA21Backbone"),
     "timesformer": ("bgs.models.timesformer", "TimesformerBackbone"),
     "videomae": ("bgs.models.videomae", "VideoMAEBackbone"),
     "clip": ("bgs.models.clip", "CLIPBackbone"),
@@ -44,10 +47,12 @@ class Backbone(nn.Module, ABC):
         preprocess: how a video file becomes model input; None for text.
         checkpoint: where the weights came from.
         checkpoint_digest: `weights_digest` of what the checkpoint held.
+        gradient_checkpointing: whether layers recompute their activations; see `set_gradient_checkpointing`.
     """
 
     name: ClassVar[str]
     lora_targets: ClassVar[str]
+    gradient_checkpointing: bool = False
 
     def __init__(
         self,
@@ -91,14 +96,35 @@ class Backbone(nn.Module, ABC):
         """Write the encoder's own weights, without adapters, as its library does (`save_pretrained`)."""
 
     @abstractmethod
-    def embed(self, batch: Any) -> Tensor:
+    def embed(self, batch: Any, pooling: Pooling = "default") -> Tensor:
         """Embed a batch of stimuli.
 
         Args:
             batch: uint8 (B, T, 3, H, W) for a video backbone; a list of B sequences of captions for text.
+            pooling: how tokens become one vector, one of `poolings` other than `attentive`, which is the embedder's.
 
         Returns:
             (B, dim) float tensor, not normalised, on the encoder's device.
+        """
+
+    @abstractmethod
+    def embed_layers(self, batch: Any, layers: Layers = "all", pooling: Pooling = "mean") -> Tensor:
+        """Embed a batch of stimuli by what each layer makes of them, in one forward pass without gradients.
+
+        These are the hidden states as they go from layer to layer: without the encoder's final norm or projection. They
+        are pooled as they appear, so that no more is kept of them than that.
+
+        Args:
+            batch: as for `embed`.
+            layers: 0 is what enters the first layer, the patch (or word) embeddings with their positions; i is what
+                the i-th layer gives; negative numbers count from the last; `all` for 0 to `depth`.
+            pooling: `mean` over the tokens, `cls`, or `default` for the tokens that `embed` reads.
+
+        Returns:
+            (L, B, C) float tensor on the encoder's device, C the encoder's width.
+
+        Raises:
+            ValueError: a layer or a pooling that the encoder does not have.
         """
 
     @property
@@ -121,8 +147,55 @@ class Backbone(nn.Module, ABC):
         """Number of transformer layers."""
         return int(self.model.config.num_hidden_layers)
 
+    @property
+    def stack_name(self) -> str:
+        """Name of the list of transformer layers inside the encoder."""
+        return "encoder.layer"
+
+    @property
+    def stack(self) -> nn.ModuleList:
+        """The transformer layers, in order."""
+        return cast(nn.ModuleList, self.model.get_submodule(self.stack_name))
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        """The ways in which tokens can become one vector."""
+        return ("default",)
+
+    def check_pooling(self, pooling: str) -> None:
+        """Insist that tokens can be pooled in this way.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        if pooling not in self.poolings:
+            raise ValueError(
+                f"pooling: {pooling!r}; backbone {self.name!r} has {', '.join(self.poolings)}"
+                + (" (it has no class token)" if pooling == "cls" else "")
+            )
+
+    def set_size(self, size: int | Sequence[int]) -> None:
+        """Take frames of another size than the checkpoint was made for.
+
+        Args:
+            size: pixels per side, or height and width.
+
+        Raises:
+            ValueError: the encoder cannot take that size.
+        """
+        raise ValueError(f"size: backbone {self.name!r} sees no frames, got {size!r}")
+
+    @property
+    def tokens_per_clip(self) -> int | None:
+        """Tokens that the encoder makes of a clip, class tokens left out; None where clips differ."""
+        return None
+
     def set_gradient_checkpointing(self, on: bool) -> None:
-        """Recompute each layer's activations in the backward pass (on) or keep them (off)."""
+        """Recompute each layer's activations in the backward pass (on) or keep them (off).
+
+        Layers below the first one that trains keep nothing for a backward pass, and so have nothing to recompute.
+        """
+        self.gradient_checkpointing = on
         model = self.model
         # transformers renames gradient_checkpointing_enable to activation_checkpointing_enable; the old name warns.
         kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
@@ -134,6 +207,10 @@ class Backbone(nn.Module, ABC):
         if model.main_input_name == "input_ids":
             # For text, transformers makes them require it all the same: backward would run through frozen layers.
             model.disable_input_require_grads()
+        for layer in self.stack:
+            if any(parameter.requires_grad for parameter in layer.parameters()):
+                break
+            cast(Any, layer).gradient_checkpointing = False
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """The encoder's own parameters, without those of adapters: what full fine-tuning trains."""
@@ -175,30 +252,36 @@ def load_backbone(
     *,
     seed: int = 0,
     frames: int | None = None,
+    size: int | Sequence[int] | None = None,
     **overrides: Any,
 ) -> Backbone:
     """Load a backbone: frozen, in eval mode, in float32, on the CPU.
 
     Args:
-        name: `vjepa2`, `timesformer`, `videomae`, `clip` or `text`.
+        name: `vjepa2`, `vjepa21`, `timesformer`, `videomae`, `clip` or `text`.
         checkpoint: a hub id, a folder written by transformers' (for text: sentence-transformers') `save_pretrained`,
             `tiny` for a small configuration with random weights, or None for the published default. A file of
             weights with a classification head, a decoder or a text tower loads as well: they are left behind.
         seed: seed of the random weights of `tiny`; torch's own random state is left as it was.
         frames: frames per clip; None takes what the checkpoint was trained with.
+        size: pixels per side of a frame, or height and width; None takes what the checkpoint was trained with.
         overrides: fields of the model's configuration to set, for `tiny` only.
 
     Raises:
-        ValueError: unknown name, another architecture's checkpoint, weights missing, or a frame count that the
-            backbone cannot take.
+        ValueError: unknown name, another architecture's checkpoint, weights missing, or a number of frames or a size
+            that the backbone cannot take.
         FileNotFoundError: the checkpoint is neither a folder nor a reachable hub id.
     """
     cls = backbone_class(name)
-    if checkpoint == TINY:
-        return cls.from_tiny(seed, overrides, frames=frames)
-    if overrides:
+    if overrides and checkpoint != TINY:
         raise ValueError(
             f"{', '.join(overrides)}: configuration fields are for checkpoint {TINY!r}, not {checkpoint!r}"
         )
-    named = cls.default_checkpoint() if checkpoint is None else resolve_checkpoint(name, checkpoint)
-    return cls.from_checkpoint(named, frames=frames)
+    if checkpoint == TINY:
+        backbone = cls.from_tiny(seed, overrides, frames=frames)
+    else:
+        named = cls.default_checkpoint() if checkpoint is None else resolve_checkpoint(name, checkpoint)
+        backbone = cls.from_checkpoint(named, frames=frames)
+    if size is not None:
+        backbone.set_size(size)
+    return backbone

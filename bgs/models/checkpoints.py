@@ -10,15 +10,19 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as _transformers_logging
+
+from bgs.data.processor_config import PROCESSOR_FILES
 
 TINY = "tiny"
 # transformers' logging functions carry no types.
@@ -150,10 +154,52 @@ def load_encoder(
     faults = [f"{label}: {', '.join(names)}" for label, names in groups if names]
     if faults:
         raise ValueError(f"{checkpoint.reference}: weights do not fit backbone {backbone!r}; " + "; ".join(faults))
-    commit = getattr(model.config, "_commit_hash", None)
-    if checkpoint.kind == "hub" and commit:
-        checkpoint = replace(checkpoint, revision=commit)
+    if checkpoint.kind == "hub":
+        # transformers does not always say which commit it loaded.
+        checkpoint = replace(checkpoint, revision=processor_folder(checkpoint).name)
     return model.eval(), checkpoint
+
+
+def processor_folder(checkpoint: Checkpoint) -> Path:
+    """Find the folder with a checkpoint's configuration and, where it has any, its processor files.
+
+    Those of a hub checkpoint are fetched, or taken from the cache; their folder bears the name of the commit.
+
+    Raises:
+        OSError: the hub cannot be reached and the checkpoint is not in its cache.
+    """
+    if checkpoint.kind != "hub":
+        return Path(checkpoint.reference)
+    with quiet_transformers():
+        folder = Path(hf_hub_download(checkpoint.reference, "config.json", revision=checkpoint.revision)).parent
+        for name in PROCESSOR_FILES:
+            with suppress(EntryNotFoundError):
+                hf_hub_download(checkpoint.reference, name, revision=folder.name)
+    return folder
+
+
+def check_keys(file: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Insist that a file's weights are exactly the expected ones, in name and shape.
+
+    Raises:
+        ValueError: weights are missing, unknown or of another shape; all of them are named.
+    """
+    wrong_shape = [
+        f"{key} {tuple(found[key].shape)} for {tuple(expected[key].shape)}"
+        for key in sorted(expected.keys() & found.keys())
+        if expected[key].shape != found[key].shape
+    ]
+    faults = [
+        f"{label}: {', '.join(keys)}"
+        for label, keys in (
+            ("missing", sorted(expected.keys() - found.keys())),
+            ("unknown", sorted(found.keys() - expected.keys())),
+            ("of another shape", wrong_shape),
+        )
+        if keys
+    ]
+    if faults:
+        raise ValueError(f"{file}: weights do not fit; " + "; ".join(faults))
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

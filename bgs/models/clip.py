@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import (
     CLIPConfig,
@@ -21,7 +22,10 @@ _DEFAULT_FRAMES = 8
 
 
 class CLIPBackbone(VideoBackbone):
-    """CLIP (Radford et al., 2021), each frame embedded by itself and the frames averaged."""
+    """CLIP (Radford et al., 2021), each frame embedded by itself and the frames averaged.
+
+    The tokens of a clip are those of its frames, normalised and projected into CLIP's embedding space.
+    """
 
     name = "clip"
     published = "openai/clip-vit-base-patch32"
@@ -68,6 +72,22 @@ class CLIPBackbone(VideoBackbone):
         if frames < 1:
             raise ValueError(f"frames: {cls.name} takes at least 1, got {frames}")
 
-    def pool(self, pixels: Tensor) -> Tensor:
-        projected: Tensor = self.model(pixel_values=pixels.flatten(0, 1)).image_embeds
-        return projected.view(*pixels.shape[:2], self.dim).mean(1)
+    @property
+    def class_tokens(self) -> int:
+        return self.preprocess.frames
+
+    @property
+    def stack_name(self) -> str:
+        return "vision_model.encoder.layers"
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        vision = self.model.vision_model
+        hidden = self.by_clip(vision(pixel_values=pixels.flatten(0, 1)).last_hidden_state)
+        # CLIP projects its class token alone; the patches go the same way into the same space.
+        parts = hidden.split([self.class_tokens, hidden.shape[1] - self.class_tokens], 1)
+        return torch.cat([self.model.visual_projection(vision.post_layernorm(part)) for part in parts], 1)
+
+    def by_clip(self, hidden: Tensor) -> Tensor:
+        # (B T, 1 + P, C) -> (B, T + T P, C)
+        clips = hidden.unflatten(0, (-1, self.preprocess.frames))
+        return torch.cat([clips[:, :, 0], clips[:, :, 1:].flatten(1, 2)], 1)

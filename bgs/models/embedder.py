@@ -1,10 +1,10 @@
-"""The embedder: backbone, head and unit length, and the folder in which one is kept.
+"""The embedder: backbone, pooling, head and unit length, and the folder in which one is kept.
 
 A saved folder holds
 
-    embedder.json                what it is: backbone, checkpoint, head, and a sha256 of every other file
+    embedder.json                what it is: backbone, checkpoint, pooling, head, and a sha256 of every other file
     preprocessing.json           how a video file becomes input (video backbones)
-    head.safetensors             the head's weights (when it has any)
+    head.safetensors             the weights of the head, and of attentive pooling (when there are any)
     adapter/                     LoRA in peft's own format (when there is LoRA)
     base/                        the encoder by `save_pretrained`, when the checkpoint named in embedder.json does not
                                  hold its weights: random ones, or trained ones
@@ -17,34 +17,46 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from bgs.data.ahead import ahead
+from bgs.data.formats.writing import replacing_folder
 from bgs.data.preprocess import Preprocess
 from bgs.models.backbone import Backbone, backbone_class
-from bgs.models.checkpoints import Checkpoint, preserved_rng
+from bgs.models.batching import clips_per_batch
+from bgs.models.checkpoints import Checkpoint, check_keys, preserved_rng, weights_digest
 from bgs.models.head import HeadConfig, build_head, unit_length
-from bgs.models.lora import adapter_parameters, check_keys, load_adapter
+from bgs.models.layers import Layers
+from bgs.models.lora import adapter_parameters, load_adapter
+from bgs.models.pooling import AttentivePooling, Pooling
+
+if TYPE_CHECKING:
+    from bgs.models.video import VideoBackbone
 
 Tune = Literal["lora", "full", "head"]
 
 _FORMAT = 1
-_RECORD = "embedder.json"
+RECORD = "embedder.json"
 _PREPROCESSING = "preprocessing.json"
 _HEAD = "head.safetensors"
 _ADAPTER = "adapter"
 _BASE = "base"
-_OWN = {_RECORD, _PREPROCESSING, _HEAD, _ADAPTER, _BASE}
+_FIELDS = {"backbone", "checkpoint", "checkpoint_digest", "encoder_digest", "pooling", "head", "normalise", "files"}
+# Fields of a configuration that change with the versions of libraries and not with what is computed.
+_UNRELATED = {"transformers_version", "architectures", "dtype"}
+_OWN = {RECORD, _PREPROCESSING, _HEAD, _ADAPTER, _BASE}
 
 
 class Stimuli(Protocol):
@@ -56,21 +68,50 @@ class Stimuli(Protocol):
         """Return the stimuli of these rows as one batch."""
 
 
+class _Clips:
+    """Clips that are there as one tensor."""
+
+    def __init__(self, clips: Tensor):
+        self._clips = clips
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def batch(self, rows: Any) -> Tensor:
+        return self._clips[torch.as_tensor(rows)]
+
+
 class Embedder(nn.Module):
     """A backbone with a head, whose embeddings have length 1.
 
     Args:
         backbone: see `load_backbone`; adapters are put in by `apply_lora`, before or after.
         head: what follows the encoder; None for the published head.
+        pooling: how the encoder's tokens become one vector: `default`, the backbone's own way; `mean` over the tokens;
+            `cls`, the class token; or `attentive`, a learned query, which is trained with the head.
         normalise: whether embeddings are scaled to length 1.
 
     Attributes:
         dim: width of an embedding.
+        pooler: the learned pooling; None for the fixed ones.
+
+    Raises:
+        ValueError: the backbone has no such pooling.
     """
 
-    def __init__(self, backbone: Backbone, head: HeadConfig | None = None, *, normalise: bool = True):
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: HeadConfig | None = None,
+        *,
+        pooling: Pooling = "default",
+        normalise: bool = True,
+    ):
         super().__init__()
+        backbone.check_pooling(pooling)
         self.backbone = backbone
+        self.pooling = pooling
+        self.pooler = AttentivePooling(backbone.dim) if pooling == "attentive" else None
         self.head_config = head or HeadConfig()
         self.head = build_head(self.head_config, backbone.dim)
         self.normalise = normalise
@@ -90,12 +131,28 @@ class Embedder(nn.Module):
         Returns:
             (B, dim) float32, of length 1 (a zero vector stays zero) unless `normalise` is off.
         """
-        return self.project(self.backbone.embed(batch))
+        return self.project(self.features(batch))
+
+    def features(self, batch: Any) -> Tensor:
+        """Pool the encoder's tokens for a batch of stimuli into (B, backbone.dim): what `project` takes."""
+        if self.pooler is None:
+            return self.backbone.embed(batch, self.pooling)
+        tokens = cast("VideoBackbone", self.backbone).embed_tokens(batch)
+        pooled: Tensor = self.pooler(tokens.to(self.pooler.query.dtype))
+        return pooled
 
     def project(self, features: Tensor) -> Tensor:
         """Take the encoder's embeddings (B, backbone.dim) to the final ones (B, dim): the head and the scaling."""
         embeddings = self.head(features.to(next(self.head.parameters(), features).dtype))
         return unit_length(embeddings) if self.normalise else embeddings.float()
+
+    def embed_layers(self, batch: Any, layers: Layers = "all", pooling: Pooling = "mean") -> Tensor:
+        """Embed a batch of stimuli by what each layer of the encoder makes of them; see `Backbone.embed_layers`."""
+        return self.backbone.embed_layers(batch, layers, pooling)
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The parameters that follow the encoder: the head's and those of attentive pooling."""
+        return [*self.head.parameters(), *([] if self.pooler is None else self.pooler.parameters())]
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that `set_trainable` left open, for the optimiser."""
@@ -119,14 +176,68 @@ class Embedder(nn.Module):
         self.eval()
         try:
             starts = range(0, len(stimuli), batch_size)
-            parts = [
-                self(stimuli.batch(np.arange(start, min(start + batch_size, len(stimuli))))).cpu()
-                for start in tqdm(starts, desc="embedding", unit="batch", disable=not progress, leave=False)
-            ]
+            groups = (np.arange(start, min(start + batch_size, len(stimuli))) for start in starts)
+            batches = ahead(stimuli.batch, groups)
+            bar = tqdm(batches, total=len(starts), desc="embedding", unit="batch", disable=not progress, leave=False)
+            parts = [self(batch).cpu() for batch in bar]
         finally:
             for module, mode in modes.items():
                 module.training = mode
         return torch.cat(parts) if parts else torch.empty(0, self.dim)
+
+    def embed(
+        self,
+        stimuli: Sequence[str | os.PathLike[str]] | Sequence[Sequence[str]] | Tensor,
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Embed videos, or captions for a backbone of text; see `python -m bgs.embed` for many of them.
+
+        Args:
+            stimuli: N video files, or clips as `preprocess` makes them: uint8 (N, T, 3, H, W). For text, one caption
+                or several for each of N clips.
+            batch_size: stimuli in one forward pass; None for as many as suit the device.
+            progress: whether to show a progress bar.
+
+        Returns:
+            (N, dim) float32 on the CPU, in the order given.
+
+        Raises:
+            ClipError: a file cannot be used.
+            ValueError: a single file or caption instead of a sequence of them.
+        """
+        if isinstance(stimuli, str | os.PathLike):
+            raise ValueError(f"embed: expected a sequence of files or captions, got one: {str(stimuli)!r}")
+        size = clips_per_batch(self.backbone) if batch_size is None else batch_size
+        return self.embed_all(self._as_stimuli(stimuli), batch_size=size, progress=progress)
+
+    def _as_stimuli(self, given: Any) -> Stimuli:
+        if isinstance(given, Tensor):
+            return _Clips(given)
+        if self.preprocess is None:
+            from bgs.models.text import CaptionStimuli
+
+            return CaptionStimuli([[captions] if isinstance(captions, str) else captions for captions in given])
+        from bgs.data.clips import ClipSet  # which needs a decoder
+
+        return ClipSet(given, self.preprocess, cache=None)
+
+    def digest(self) -> str:
+        """Fingerprint what an embedding depends on: the weights, the preprocessing and how both are used."""
+        config = self.backbone.model.config.to_diff_dict()
+        modules = self.backbone.encoder.named_modules()
+        about = {
+            "backbone": self.backbone.name,
+            "config": {name: value for name, value in config.items() if name not in _UNRELATED},
+            "preprocess": None if self.preprocess is None else self.preprocess.to_dict(),
+            "lora": {name: module.scaling for name, module in modules if isinstance(module, LoraLayer)},
+            "pooling": self.pooling,
+            "head": asdict(self.head_config),
+            "normalise": self.normalise,
+            "weights": weights_digest(self.state_dict()),
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the embedder as a folder that `load` reads back to the same embeddings, bit for bit.
@@ -144,26 +255,14 @@ class Embedder(nn.Module):
             foreign = sorted({path.name for path in target.iterdir()} - _OWN) if target.is_dir() else [target.name]
             if foreign:
                 raise FileExistsError(f"{target}: not replaced, it holds more than an embedder: {', '.join(foreign)}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-            written = Path(scratch) / "new"
-            written.mkdir()
-            self._write(written)
-            earlier = Path(scratch) / "old"
-            if target.exists():
-                os.replace(target, earlier)
-            try:
-                os.replace(written, target)
-            except OSError:
-                if earlier.exists():
-                    os.replace(earlier, target)
-                raise
+        with replacing_folder(target) as folder:
+            self._write(folder)
 
     def _write(self, folder: Path) -> None:
         backbone = self.backbone
         if backbone.preprocess is not None:
             _write_json(folder / _PREPROCESSING, backbone.preprocess.to_dict())
-        if weights := {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}:
+        if weights := {name: tensor.contiguous() for name, tensor in self._head_state().items()}:
             save_file(weights, folder / _HEAD, metadata={"format": "pt"})
         if isinstance(backbone.encoder, PeftModel):
             backbone.encoder.save_pretrained(str(folder / _ADAPTER), save_embedding_layers=False)
@@ -179,13 +278,14 @@ class Embedder(nn.Module):
             "checkpoint": backbone.checkpoint.to_dict(),
             "checkpoint_digest": backbone.checkpoint_digest,
             "encoder_digest": digest,
+            "pooling": self.pooling,
             "head": asdict(self.head_config),
             "normalise": self.normalise,
             "dim": self.dim,
             "files": {path.relative_to(folder).as_posix(): _sha256(path) for path in files},
             "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         }
-        _write_json(folder / _RECORD, record)
+        _write_json(folder / RECORD, record)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Embedder:
@@ -209,12 +309,20 @@ class Embedder(nn.Module):
         if f"{_ADAPTER}/adapter_config.json" in files:
             load_adapter(backbone, folder / _ADAPTER)
         with preserved_rng():
-            embedder = cls(backbone, HeadConfig(**record["head"]), normalise=record["normalise"])
-        expected = embedder.head.state_dict()
+            head = HeadConfig(**record["head"])
+            embedder = cls(backbone, head, pooling=record["pooling"], normalise=record["normalise"])
+        expected = embedder._head_state()
         weights = load_file(folder / _HEAD) if _HEAD in files else {}
         check_keys(folder / _HEAD, expected=expected, found=weights)
-        embedder.head.load_state_dict(weights, strict=True)
+        with torch.no_grad():
+            for name, tensor in expected.items():
+                tensor.copy_(weights[name])
         return embedder.requires_grad_(False).eval()
+
+    def _head_state(self) -> dict[str, Tensor]:
+        """The tensors that go into the head's file, by the names that they have there."""
+        pooler = {} if self.pooler is None else self.pooler.state_dict(prefix="pooling.")
+        return self.head.state_dict() | pooler
 
 
 def set_trainable(embedder: Embedder, mode: Tune) -> None:
@@ -222,7 +330,8 @@ def set_trainable(embedder: Embedder, mode: Tune) -> None:
 
     Args:
         embedder: its parameters' `requires_grad` is set.
-        mode: `lora`, adapters and head; `full`, the whole encoder and head; `head`, the head alone.
+        mode: `lora`, adapters and head; `full`, the whole encoder and head; `head`, the head alone. Attentive pooling
+            is of the head.
 
     Raises:
         ValueError: the mode is unknown, `lora` without adapters, `full` with adapters, or `head` without a head.
@@ -235,16 +344,20 @@ def set_trainable(embedder: Embedder, mode: Tune) -> None:
         raise ValueError(f"tune: 'lora', but backbone {backbone.name!r} has no adapters; see apply_lora")
     if mode == "full" and adapters:
         raise ValueError(f"tune: 'full', but backbone {backbone.name!r} has adapters, and they would train too")
-    if mode == "head" and not any(True for _ in embedder.head.parameters()):
+    head = embedder.head_parameters()
+    if mode == "head" and not head:
         raise ValueError("tune: 'head', but the head is 'none': nothing would be trained")
     embedder.requires_grad_(False)
-    embedder.head.requires_grad_(True)
+    for parameter in head:
+        parameter.requires_grad_(True)
     if mode == "lora":
         for parameter in adapters.values():
             parameter.requires_grad_(True)
     elif mode == "full":
         for parameter in backbone.encoder_parameters():
             parameter.requires_grad_(True)
+    if backbone.gradient_checkpointing:
+        backbone.set_gradient_checkpointing(True)  # other layers may train now
 
 
 def _load_encoder(folder: Path, record: dict[str, Any]) -> Backbone:
@@ -282,7 +395,7 @@ def _load_named(cls: type[Backbone], checkpoint: Checkpoint, frames: int | None)
 
 def _read_record(folder: Path) -> dict[str, Any]:
     """Read `embedder.json` and check every other file of the folder against it."""
-    path = folder / _RECORD
+    path = folder / RECORD
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the folder of a saved embedder")
     try:
@@ -291,6 +404,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if record.get("format") != _FORMAT:
         raise ValueError(f"{path}: format {record.get('format')!r}; this version reads format {_FORMAT}")
+    if absent := sorted(_FIELDS - record.keys()):
+        raise ValueError(f"{path}: no field {', '.join(absent)}; was it saved by another version?")
     for name, expected in record["files"].items():
         file = folder / name
         if not file.is_file():

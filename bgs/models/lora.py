@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bgs.models.backbone import Backbone
-from bgs.models.checkpoints import preserved_rng
+from bgs.models.checkpoints import check_keys, preserved_rng
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Scale of the probe that stands in for zero-initialised B: large enough to survive bfloat16, small against the weights.
@@ -35,6 +36,10 @@ class LoraSettings:
             matched at the end of a module name as peft does; None for the backbone's own choice.
         layers: which transformer layers: `all`, `last:K` for the last K, or `a-b` from a to b, zero-based and
             inclusive.
+        ranks: other ranks for some of these layers, such as `{"last:2": 16, "0-3": 4}`; their alpha follows, so that
+            the update of every layer has the scale that `alpha` and `rank` give.
+        dora: DoRA (Liu et al., 2024): the norm of each row of the adapted weight is learned by itself.
+        rslora: the update is scaled by alpha / sqrt(rank) instead (Kalajdzievski, 2023).
     """
 
     rank: int = 8
@@ -42,12 +47,22 @@ class LoraSettings:
     dropout: float = 0.1
     targets: str | Sequence[str] | None = None
     layers: str = "all"
+    ranks: dict[str, int] = field(default_factory=dict)
+    dora: bool = False
+    rslora: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"lora.rank: {self.rank}; expected at least 1")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"lora.alpha: {self.alpha}; expected a number above 0")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"lora.dropout: {self.dropout}; expected a probability in [0, 1)")
+        _read_layers("lora.layers", self.layers)
+        for layers, rank in self.ranks.items():
+            _read_layers("lora.ranks", layers)
+            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+                raise ValueError(f"lora.ranks: {layers!r}: {rank!r}; expected an integer of at least 1")
 
 
 def apply_lora(backbone: Backbone, settings: LoraSettings | None = None) -> Backbone:
@@ -64,9 +79,21 @@ def apply_lora(backbone: Backbone, settings: LoraSettings | None = None) -> Back
 
     Raises:
         ValueError: adapters are already there, the targets match no layer or something other than a Linear layer,
-            or `layers` does not fit the encoder's depth.
+            or `layers` or `ranks` do not fit the encoder or each other.
     """
-    settings = settings or LoraSettings()
+    config = adapter_config(backbone, settings or LoraSettings())
+    backbone.encoder = get_peft_model(backbone.model, config)
+    if backbone.gradient_checkpointing:
+        backbone.set_gradient_checkpointing(True)  # other layers train now
+    return backbone
+
+
+def adapter_config(backbone: Backbone, settings: LoraSettings) -> LoraConfig:
+    """Return the peft configuration that these settings mean for a backbone, and leave the backbone as it is.
+
+    Raises:
+        ValueError: as `apply_lora`.
+    """
     if isinstance(backbone.encoder, PeftModel):
         raise ValueError(f"backbone {backbone.name!r} already has LoRA adapters")
     pattern = target_pattern(backbone, settings)
@@ -76,15 +103,21 @@ def apply_lora(backbone: Backbone, settings: LoraSettings | None = None) -> Back
     others = [f"{name} ({type(module).__name__})" for name, module in matched.items() if type(module) is not nn.Linear]
     if others:
         raise ValueError(f"lora.targets: {pattern!r} matches modules that are not Linear: {', '.join(others)}")
-    config = LoraConfig(
+    ranks = {_within(backbone, layers): rank for layers, rank in _layers_of_ranks(backbone, settings)}
+    for within in ranks:
+        if not any(re.fullmatch(within, name) for name in matched):
+            raise ValueError(f"lora.ranks: no module that lora.targets names is among {within!r}")
+    return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides it by r: a float is as good
         lora_dropout=settings.dropout,
         target_modules=pattern,
+        rank_pattern=ranks,
+        alpha_pattern={within: _alpha(settings, rank) for within, rank in ranks.items()},
+        use_dora=settings.dora,
+        use_rslora=settings.rslora,
         bias="none",
     )
-    backbone.encoder = get_peft_model(backbone.model, config)
-    return backbone
 
 
 def target_pattern(backbone: Backbone, settings: LoraSettings) -> str:
@@ -95,30 +128,66 @@ def target_pattern(backbone: Backbone, settings: LoraSettings) -> str:
     chosen = chosen_layers(settings.layers, backbone.depth)
     if len(chosen) == backbone.depth:
         return targets
-    return rf"(?=.*\blayers?\.(?:{'|'.join(map(str, chosen))})\.)(?:{targets})"
+    return rf"(?={_within(backbone, chosen)})(?:{targets})"
 
 
-def chosen_layers(layers: str, depth: int) -> range:
+def chosen_layers(layers: str, depth: int, field: str = "lora.layers") -> range:
     """Read a layer choice: `all`, `last:K` or `a-b` (zero-based, inclusive).
 
     Args:
         layers: the choice.
         depth: number of layers of the encoder.
+        field: the setting it is from, for errors.
 
     Raises:
         ValueError: the choice cannot be read, or names layers that are not there.
     """
-    if layers == "all":
-        return range(depth)
-    if found := re.fullmatch(r"last:(\d+)", layers):
-        first, last = depth - int(found[1]), depth - 1
-    elif found := re.fullmatch(r"(\d+)-(\d+)", layers):
-        first, last = int(found[1]), int(found[2])
-    else:
-        raise ValueError(f"lora.layers: {layers!r}; expected 'all', 'last:K' or 'a-b'")
+    first, last = _read_layers(field, layers)
+    first, last = first + depth if first < 0 else first, depth - 1 if last is None else last
     if not 0 <= first <= last < depth:
-        raise ValueError(f"lora.layers: {layers!r} does not fit an encoder of {depth} layers (0-{depth - 1})")
+        raise ValueError(f"{field}: {layers!r} does not fit an encoder of {depth} layers (0-{depth - 1})")
     return range(first, last + 1)
+
+
+def _read_layers(field: str, layers: str) -> tuple[int, int | None]:
+    """Read a layer choice as its first layer, negative where counted from the end, and its last, None for the end."""
+    if layers == "all":
+        return 0, None
+    if found := re.fullmatch(r"last:([1-9]\d*)", layers):
+        return -int(found[1]), None
+    if (found := re.fullmatch(r"(\d+)-(\d+)", layers)) and int(found[1]) <= int(found[2]):
+        return int(found[1]), int(found[2])
+    raise ValueError(f"{field}: {layers!r}; expected 'all', 'last:K' or 'a-b'")
+
+
+def _layers_of_ranks(backbone: Backbone, settings: LoraSettings) -> list[tuple[range, int]]:
+    """The layers of each entry of `ranks`, which are all among `layers`, none of them twice."""
+    adapted = chosen_layers(settings.layers, backbone.depth)
+    found: list[tuple[range, int]] = []
+    owner: dict[int, str] = {}
+    for layers, rank in settings.ranks.items():
+        chosen = chosen_layers(layers, backbone.depth, "lora.ranks")
+        for layer in chosen:
+            if layer not in adapted:
+                raise ValueError(
+                    f"lora.ranks: {layers!r} has layer {layer}, which lora.layers {settings.layers!r} has not"
+                )
+            if layer in owner:
+                raise ValueError(f"lora.ranks: layer {layer} is in both {owner[layer]!r} and {layers!r}")
+            owner[layer] = layers
+        found.append((chosen, rank))
+    return found
+
+
+def _within(backbone: Backbone, layers: range) -> str:
+    """Regex, full match, of the modules inside these layers."""
+    return rf"{re.escape(backbone.stack_name)}\.(?:{'|'.join(map(str, layers))})\..+"
+
+
+def _alpha(settings: LoraSettings, rank: int) -> float:
+    """The alpha at which an update of this rank has the scale of one of `settings.rank`."""
+    ratio = rank / settings.rank
+    return settings.alpha * (math.sqrt(ratio) if settings.rslora else ratio)
 
 
 def load_adapter(backbone: Backbone, folder: Path) -> Backbone:
@@ -156,32 +225,8 @@ def load_adapter(backbone: Backbone, folder: Path) -> Backbone:
     return backbone
 
 
-def check_keys(file: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Insist that a file's weights are exactly the expected ones, in name and shape.
-
-    Raises:
-        ValueError: weights are missing, unknown or of another shape; all of them are named.
-    """
-    wrong_shape = [
-        f"{key} {tuple(found[key].shape)} for {tuple(expected[key].shape)}"
-        for key in sorted(expected.keys() & found.keys())
-        if expected[key].shape != found[key].shape
-    ]
-    faults = [
-        f"{label}: {', '.join(keys)}"
-        for label, keys in (
-            ("missing", sorted(expected.keys() - found.keys())),
-            ("unknown", sorted(found.keys() - expected.keys())),
-            ("of another shape", wrong_shape),
-        )
-        if keys
-    ]
-    if faults:
-        raise ValueError(f"{file}: weights do not fit; " + "; ".join(faults))
-
-
 def adapter_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
-    """Return the A and B matrices of the adapters by name; empty without LoRA."""
+    """Return the A and B matrices of the adapters, and DoRA's magnitudes, by name; empty without LoRA."""
     return {name: parameter for name, parameter in backbone.encoder.named_parameters() if ".lora_" in name}
 
 
@@ -201,13 +246,14 @@ def check_adapters_receive_gradient(model: nn.Module, batch: Any) -> None:
             them are named.
     """
     backbone = model if isinstance(model, Backbone) else cast(Backbone, model.backbone)
+    embed = cast(Callable[[Any], Tensor], model.embed if model is backbone else model.features)
     adapters = adapter_parameters(backbone)
     if not adapters:
         raise ValueError(f"backbone {backbone.name!r} has no LoRA adapters to check")
     faults = {name: "is frozen" for name, parameter in adapters.items() if not parameter.requires_grad}
     live = {name: parameter for name, parameter in adapters.items() if parameter.requires_grad}
     with preserved_rng(0, backbone.device), _probed(backbone), torch.enable_grad():
-        embeddings = backbone.embed(batch)
+        embeddings = embed(batch)
         if not embeddings.requires_grad:
             faults |= dict.fromkeys(live, "gets no gradient")
         elif live:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedTokenizerFast
 
 from bgs.data.preprocess import Preprocess
@@ -31,6 +32,8 @@ from bgs.models.checkpoints import (
     unreadable_as_not_found,
 )
 from bgs.models.head import unit_length
+from bgs.models.layers import Layers, layer_numbers, watch_layers
+from bgs.models.pooling import Pooling
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -153,41 +156,76 @@ class TextBackbone(Backbone):
         with quiet_transformers():
             sentences.save_pretrained(str(folder), create_model_card=False)
 
-    def embed(self, batch: Sequence[Sequence[str]]) -> Tensor:
+    @property
+    def stack_name(self) -> str:
+        # BERT and its kin each have a name of their own for it.
+        lists = ((name, module) for name, module in self.model.named_modules() if isinstance(module, nn.ModuleList))
+        return next(name for name, module in lists if len(module) == self.depth)
+
+    def embed(self, batch: Sequence[Sequence[str]], pooling: Pooling = "default") -> Tensor:
         """Embed clips by their captions.
 
         Args:
             batch: for each of B clips, its captions, at least one.
+            pooling: `default`, as the checkpoint says.
 
         Returns:
             (B, dim) float tensor, the mean of unit vectors (so of length at most 1), on the encoder's device.
 
         Raises:
-            ValueError: a clip has no captions.
+            ValueError: a clip has no captions, or another pooling.
         """
+        self.check_pooling(pooling)
+        return self._embed_clips(batch, self._embed_tokens)
+
+    @torch.no_grad()
+    def embed_layers(self, batch: Sequence[Sequence[str]], layers: Layers = "all", pooling: Pooling = "mean") -> Tensor:
+        # As of whole captions: one unit vector each, averaged over the captions of a clip.
+        if pooling != "mean":
+            raise ValueError(f"pooling: {pooling!r}; layers of backbone {self.name!r} are pooled by the mean")
+        return self._embed_clips(batch, partial(self._embed_token_layers, layer_numbers(layers, self.depth)))
+
+    def _embed_clips(
+        self, batch: Sequence[Sequence[str]], embed: Callable[[list[dict[str, Tensor]]], Tensor]
+    ) -> Tensor:
+        """Embed clips (..., B, C), given what embeds the tokens of n captions as (..., n, C)."""
         bare = [str(row) for row, captions in enumerate(batch) if isinstance(captions, str) or not len(captions)]
         if bare:
             raise ValueError(f"batch: no captions for clip {', '.join(bare)}; expected a sequence of at least one each")
-        embeddings = self._embed_captions([caption for captions in batch for caption in captions])
-        parts = torch.split(embeddings, [len(captions) for captions in batch])
-        return torch.stack([part.mean(0) for part in parts])
+        embeddings = self._embed_captions([caption for captions in batch for caption in captions], embed)
+        parts = torch.split(embeddings, [len(captions) for captions in batch], dim=-2)
+        return torch.stack([part.mean(-2) for part in parts], dim=-2)
 
-    def _embed_captions(self, captions: list[str]) -> Tensor:
-        """Embed captions as unit vectors (n, dim), in the order given."""
+    def _embed_captions(self, captions: list[str], embed: Callable[[list[dict[str, Tensor]]], Tensor]) -> Tensor:
+        """Embed captions as unit vectors (..., n, C), in the order given."""
         self._tokenise(captions)
         tokens = [self._tokens[caption] for caption in captions]
         order = sorted(range(len(captions)), key=lambda row: len(tokens[row]["input_ids"]))
         chunks = [order[start : start + _CHUNK] for start in range(0, len(order), _CHUNK)]
-        embeddings = torch.cat([self._embed_tokens([tokens[row] for row in chunk]) for chunk in chunks])
-        return embeddings[torch.tensor(order, device=embeddings.device).argsort()]
+        embeddings = torch.cat([embed([tokens[row] for row in chunk]) for chunk in chunks], dim=-2)
+        return embeddings.index_select(-2, torch.tensor(order, device=embeddings.device).argsort())
 
     def _embed_tokens(self, tokens: list[dict[str, Tensor]]) -> Tensor:
-        inputs = self._sentences[0].tokenizer.pad(tokens, padding=True, return_tensors="pt").to(self.device)
+        inputs = self._padded(tokens)
         hidden = self.model(**inputs).last_hidden_state
         features: dict[str, Any] = {"token_embeddings": hidden, "attention_mask": inputs["attention_mask"]}
         for module in self.tail:
             features = module(features)
         return unit_length(features["sentence_embedding"])
+
+    def _embed_token_layers(self, numbers: Sequence[int], tokens: list[dict[str, Tensor]]) -> Tensor:
+        inputs = self._padded(tokens)
+        there = inputs["attention_mask"].unsqueeze(-1)
+
+        def mean(hidden: Tensor) -> Tensor:
+            return unit_length((hidden * there).sum(1) / there.sum(1))
+
+        with watch_layers(self.stack, numbers, mean) as found:
+            self.model(**inputs)
+        return torch.stack([found[number] for number in numbers])
+
+    def _padded(self, tokens: list[dict[str, Tensor]]) -> Any:
+        return self._sentences[0].tokenizer.pad(tokens, padding=True, return_tensors="pt").to(self.device)
 
     def _tokenise(self, captions: list[str]) -> None:
         """Remember the tokens, without padding, of those captions that are new."""

@@ -81,6 +81,10 @@ class TimesformerBackbone(VideoBackbone):
         if hasattr(embeddings, "time_embeddings"):
             nn.init.trunc_normal_(embeddings.time_embeddings, std=encoder.config.initializer_range)
 
-    def pool(self, pixels: Tensor) -> Tensor:
-        tokens: Tensor = self.model(pixel_values=pixels).last_hidden_state
-        return tokens[:, 0]
+    @property
+    def class_tokens(self) -> int:
+        return 1
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        found: Tensor = self.model(pixel_values=pixels).last_hidden_state
+        return found

@@ -16,7 +16,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from bgs.data.preprocess import Preprocess
 from bgs.models.backbone import Backbone
-from bgs.models.checkpoints import TINY, Checkpoint, load_encoder, preserved_rng, quiet_transformers, read_config
+from bgs.models.checkpoints import (
+    TINY,
+    Checkpoint,
+    load_encoder,
+    preserved_rng,
+    processor_folder,
+    quiet_transformers,
+    read_config,
+)
+from bgs.models.layers import Layers, layer_numbers, watch_layers
+from bgs.models.pooling import Pooling
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +51,7 @@ class VideoBackbone(Backbone):
         model_types: `model_type` values of the checkpoints it loads.
         not_needed: regex (full match) of encoder weights a checkpoint may lack, because they are never run.
         not_used: regex (match at the start) of the checkpoint's weights that the encoder leaves behind.
+        any_size: whether positions follow from the frames, so that they may be of any size.
     """
 
     published: ClassVar[str]
@@ -48,6 +59,7 @@ class VideoBackbone(Backbone):
     model_types: ClassVar[tuple[str, ...]]
     not_needed: ClassVar[str | None] = None
     not_used: ClassVar[str | None] = None
+    any_size: ClassVar[bool] = False
     preprocess: Preprocess
 
     @classmethod
@@ -75,8 +87,27 @@ class VideoBackbone(Backbone):
         """
 
     @abstractmethod
-    def pool(self, pixels: Tensor) -> Tensor:
-        """Embed normalised pixels (B, T, 3, H, W) as (B, dim)."""
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Encode normalised pixels (B, T, 3, H, W) as tokens (B, N, dim), class tokens first."""
+
+    @property
+    def class_tokens(self) -> int:
+        """Number of class tokens among the tokens of a clip."""
+        return 0
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        return ("default", "mean", "cls", "attentive") if self.class_tokens else ("default", "mean", "attentive")
+
+    def pool(self, tokens: Tensor, pooling: Pooling) -> Tensor:
+        """Pool tokens (B, N, C) into (B, C); see `embed`."""
+        number = self.class_tokens
+        of_class = pooling == "cls" or (pooling == "default" and number > 0)
+        return (tokens[:, :number] if of_class else tokens[:, number:]).mean(1)
+
+    def by_clip(self, hidden: Tensor) -> Tensor:
+        """Arrange the hidden states of a layer by clip, (B, N, C), class tokens first."""
+        return hidden
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, *, frames: int | None = None) -> Self:
@@ -131,7 +162,7 @@ class VideoBackbone(Backbone):
     def _preprocess(cls, checkpoint: Checkpoint, frames: int, size: int) -> Preprocess:
         """Read the checkpoint's processor settings; without any, the backbone's own, at the configuration's size."""
         try:
-            preprocess = Preprocess.from_pretrained_config(checkpoint.reference, frames=frames)
+            preprocess = Preprocess.from_pretrained_config(processor_folder(checkpoint), frames=frames)
         except OSError as error:
             logger.warning("%s: the published preprocessing of %s is used (%s)", checkpoint.reference, cls.name, error)
             return Preprocess.default_for(cls.name, frames=frames, size=size)
@@ -164,6 +195,12 @@ class VideoBackbone(Backbone):
             raise ValueError(f"config.json: image size {size}; only square images are supported")
         return sides.pop()
 
+    @property
+    def tokens_per_clip(self) -> int:
+        config, clip = self.model.config, self.preprocess
+        tubelets = max(1, clip.frames // getattr(config, "tubelet_size", 1))
+        return tubelets * (clip.height // config.patch_size) * (clip.width // config.patch_size)
+
     def save_base(self, folder: Path) -> None:
         encoder: Any = self.encoder
         if isinstance(encoder, PeftModel):
@@ -171,17 +208,49 @@ class VideoBackbone(Backbone):
         with quiet_transformers():
             encoder.save_pretrained(folder)
 
-    def embed(self, batch: Tensor) -> Tensor:
+    def set_size(self, size: int | Sequence[int]) -> None:
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if not self.any_size:
+            height, width = self.preprocess.height, self.preprocess.width
+            if sides != (height, width):
+                raise ValueError(f"size: this {self.name} checkpoint takes exactly {height}x{width}, got {size!r}")
+            return
+        patch = self.model.config.patch_size
+        if len(sides) != 2 or any(side < patch or side % patch for side in sides):
+            raise ValueError(
+                f"size: {self.name} takes (height, width) in multiples of its patch size {patch}, got {size!r}"
+            )
+        self.preprocess = self.preprocess.with_size(sides)
+
+    def embed(self, batch: Tensor, pooling: Pooling = "default") -> Tensor:
         """Embed a batch of clips.
 
         Args:
             batch: uint8 (B, T, 3, H, W), frames as `preprocess` makes them.
+            pooling: `default`, which is the class token where there is one and else the mean over the tokens; `mean`,
+                over all tokens but the class token; or `cls`.
 
         Returns:
             (B, dim) float tensor, not normalised, on the encoder's device.
 
         Raises:
-            ValueError: another dtype, or not the frames and pixels that the backbone is prepared for.
+            ValueError: another dtype, not the frames and pixels that the backbone is prepared for, or a pooling that
+                the encoder does not have.
+        """
+        self._check_fixed(pooling)
+        return self.pool(self.embed_tokens(batch), pooling)
+
+    def embed_tokens(self, batch: Tensor) -> Tensor:
+        """Embed a batch of clips as tokens.
+
+        Args:
+            batch: as for `embed`.
+
+        Returns:
+            (B, N, dim) float tensor on the encoder's device, class tokens first.
+
+        Raises:
+            ValueError: as for `embed`.
         """
         expected = (self.preprocess.frames, 3, self.preprocess.height, self.preprocess.width)
         if batch.dtype != torch.uint8 or batch.ndim != 5 or tuple(batch.shape[1:]) != expected:
@@ -190,4 +259,17 @@ class VideoBackbone(Backbone):
                 f"got {str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
             )
         pixels = self.preprocess.normalise(batch.to(self.device, non_blocking=True))
-        return self.pool(pixels.to(self.dtype))
+        return self.tokens(pixels.to(self.dtype))
+
+    @torch.no_grad()
+    def embed_layers(self, batch: Tensor, layers: Layers = "all", pooling: Pooling = "mean") -> Tensor:
+        self._check_fixed(pooling)
+        numbers = layer_numbers(layers, self.depth)
+        with watch_layers(self.stack, numbers, lambda hidden: self.pool(self.by_clip(hidden), pooling)) as found:
+            self.embed_tokens(batch)
+        return torch.stack([found[number] for number in numbers])
+
+    def _check_fixed(self, pooling: Pooling) -> None:
+        self.check_pooling(pooling)
+        if pooling == "attentive":
+            raise ValueError("pooling: 'attentive' is learned, and part of an embedder: Embedder(..., pooling=...)")

@@ -68,6 +68,6 @@ class VideoMAEBackbone(VideoBackbone):
                 f"frames: this {cls.name} checkpoint takes exactly {encoder.config.num_frames}, got {frames}"
             )
 
-    def pool(self, pixels: Tensor) -> Tensor:
-        tokens: Tensor = self.model(pixel_values=pixels).last_hidden_state
-        return tokens.mean(1)
+    def tokens(self, pixels: Tensor) -> Tensor:
+        found: Tensor = self.model(pixel_values=pixels).last_hidden_state
+        return found

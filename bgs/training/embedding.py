@@ -66,7 +66,7 @@ def frozen_features(embedder: Embedder, stimuli: Stimuli, rows: NDArray[np.int64
     """Compute the encoder's embeddings of some items, in eval mode.
 
     Args:
-        embedder: only its backbone is used.
+        embedder: only its backbone and its pooling are used.
         stimuli: the items.
         rows: the items wanted; other rows of the result are NaN.
         progress: whether to show a progress bar.
@@ -79,5 +79,5 @@ def frozen_features(embedder: Embedder, stimuli: Stimuli, rows: NDArray[np.int64
     starts = range(0, len(rows), EVAL_CLIPS)
     for start in tqdm(starts, desc="embedding", unit="batch", leave=False, disable=None if progress else True):
         part = rows[start : start + EVAL_CLIPS]
-        found[torch.from_numpy(part).to(found.device)] = backbone.embed(stimuli.batch(part)).float()
+        found[torch.from_numpy(part).to(found.device)] = embedder.features(stimuli.batch(part)).float()
     return found

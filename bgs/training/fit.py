@@ -113,7 +113,7 @@ class Fit:
         self._optimiser = torch.optim.AdamW(_parameter_groups(embedder, config), lr=config.lr)
         self._prepared = accelerator.prepare_optimizer(self._optimiser)
         self._peaks = [group["lr"] for group in self._optimiser.param_groups]
-        self._anchors = [(p, p.detach().clone()) for p in embedder.head.parameters()] if config.optim.anchor else []
+        self._anchors = [(p, p.detach().clone()) for p in embedder.head_parameters()] if config.optim.anchor else []
         self._steps = len(epoch_batches(train, config.batch_clips, config.seed, 0))
         self._rate = LearningRate(config.optim, self._steps * config.epochs)
         self._best: dict[str, Tensor] | None = None
@@ -278,7 +278,7 @@ def _known_means(rows: list[list[float]]) -> list[float]:
 
 def _parameter_groups(embedder: Embedder, config: TrainConfig) -> list[dict[str, Any]]:
     """Encoder and head, each with and without weight decay: biases and norms have none."""
-    head = set(embedder.head.parameters())
+    head = set(embedder.head_parameters())
     groups = []
     head_lr = config.lr if config.optim.head_lr is None else config.optim.head_lr
     for in_head, lr in ((False, config.lr), (True, head_lr)):

@@ -35,7 +35,18 @@ from bgs.evaluation.plots import plot_geometry, plot_training
 from bgs.evaluation.report import write_json
 from bgs.evaluation.saved import RUN_RECORD, pooled_ceiling
 from bgs.inputs import read_dataset, splits_of, stimuli_digest, stimuli_of, synthetic_folder
-from bgs.models import Backbone, Embedder, apply_lora, check_adapters_receive_gradient, load_backbone, set_trainable
+from bgs.models import (
+    Backbone,
+    Embedder,
+    Pooling,
+    adapter_config,
+    apply_lora,
+    check_adapters_receive_gradient,
+    load_backbone,
+    set_trainable,
+)
+from bgs.models.fused import run_fused
+from bgs.precision import chosen_precision
 from bgs.training.embedding import Kept, Through, frozen_features
 from bgs.training.fit import Fit, Fitted
 from bgs.training.selection import Choice, Interrupted, choose
@@ -110,15 +121,19 @@ class Run:
         self._accelerator = make_accelerator(config)
         torch.manual_seed(config.seed)
         first = self._load_backbone()
+        candidates = [with_overrides(config, overrides) for overrides in config.selection.candidates]
+        for asked in [config, *candidates]:
+            if asked.tune == "lora":
+                adapter_config(first, asked.lora)  # refuses what does not fit before any clip is decoded
+        frozen = Embedder(first, pooling=frozen_pooling(config))
         self._stimuli = stimuli_of(
             self._dataset, self._judgments.items, first.preprocess, config.clips, config.cache, config.min_clip
         )
         # A frozen encoder's features serve every fit; otherwise only the held-out clips are compared before training.
-        candidates = [with_overrides(config, overrides) for overrides in config.selection.candidates]
         keep = any(map(encoder_is_fixed, [config, *candidates]))
         needed = np.arange(len(used)) if keep or config.folds else self._splits.get("test", np.arange(0))
         self._digests = {"checkpoint": first.checkpoint_digest, "stimuli": stimuli_digest(self._stimuli)}
-        self._frozen = frozen_features(Embedder(first), self._stimuli, needed, progress)
+        self._frozen = frozen_features(frozen, self._stimuli, needed, progress)
         self._shared: Backbone | None = first if keep else None
 
     def execute(self) -> Result:
@@ -255,10 +270,11 @@ class Run:
         backbone = self._shared if fixed and self._shared is not None else self._load_backbone()
         if config.tune == "lora":
             apply_lora(backbone, config.lora)
-        embedder = Embedder(backbone, config.head).to(self._accelerator.device)
+        embedder = Embedder(backbone, config.head, pooling=config.pooling).to(self._accelerator.device)
         set_trainable(embedder, config.tune)
         if fixed:
             return embedder, Kept(embedder, self._frozen)
+        run_fused(backbone, config.accelerate)
         if config.gradient_checkpointing:
             backbone.set_gradient_checkpointing(True)
         if config.tune == "lora":
@@ -269,7 +285,7 @@ class Run:
         config = self._config
         overrides = config.tiny if config.checkpoint == "tiny" and config.backbone != "text" else {}
         backbone = load_backbone(
-            config.backbone, config.checkpoint, seed=config.seed, frames=config.frames, **overrides
+            config.backbone, config.checkpoint, seed=config.seed, frames=config.frames, size=config.size, **overrides
         )
         return backbone.to(self._accelerator.device)
 
@@ -372,7 +388,13 @@ class Run:
 
 def encoder_is_fixed(config: TrainConfig) -> bool:
     """Tell whether training leaves every clip's encoder embedding as it is, so that it can be computed once."""
-    return config.tune == "head" and (config.augment is None or config.backbone == "text")
+    varied = config.augment is not None and config.backbone != "text"
+    return config.tune == "head" and config.pooling != "attentive" and not varied
+
+
+def frozen_pooling(config: TrainConfig) -> Pooling:
+    """Return the pooling of the encoder before training: a learned one is not there yet."""
+    return "default" if config.pooling == "attentive" else config.pooling
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -381,11 +403,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     Raises:
         ValueError: several processes, which training does not use yet.
     """
-    precision = config.precision
-    if precision == "auto":
-        # Older GPUs emulate bf16, slowly.
-        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if fast else "fp32"
+    precision = chosen_precision(config.precision, on_gpu=torch.cuda.is_available())
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
     if accelerator.num_processes > 1:
         raise ValueError(f"training runs in one process, but {accelerator.num_processes} were started")
@@ -393,9 +411,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def identity_of(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide a run's fits, JSON-ready: all but where things are kept and how it is evaluated."""
+    """The settings that decide a run's fits, JSON-ready: all but where things are kept, how fast and how evaluated."""
     settings: dict[str, Any] = yaml.safe_load(to_yaml(config))
-    for name in ("output", "resume", "cache", "resamples", "clips"):
+    for name in ("output", "resume", "cache", "resamples", "clips", "accelerate"):
         settings.pop(name)
     return settings
 

@@ -49,7 +49,7 @@ def lora_linear(
     """
     (projection,) = _prepared(x, (Projection(weight, bias, lora_A, lora_B, scaling),), dropout_p, seed, ("",))
     tensors = {
-        "x": _cast(x),
+        "x": _cast(x, _compute_dtype(x)),
         "weight": projection.weight,
         "bias": projection.bias,
         "lora_A": projection.lora_A,
@@ -93,7 +93,11 @@ def lora_qkv(
     names = ("query.", "key.", "value.")
     projections = _prepared(x, (query, key, value), dropout_p, seed, names)
     queries, keys, values = dispatch.run(
-        "lora_qkv", backend, {"x": _cast(x), "seed": seed}, projections=projections, dropout_p=float(dropout_p)
+        "lora_qkv",
+        backend,
+        {"x": _cast(x, _compute_dtype(x)), "seed": seed},
+        projections=projections,
+        dropout_p=float(dropout_p),
     )
     return queries, keys, values
 
@@ -151,32 +155,41 @@ def _checked(x: torch.Tensor, projection: Projection, name: str) -> Projection:
             raise ValueError(
                 f"{label}: expected shape {tuple(shape)} on {x.device}, got {tuple(tensor.shape)} on {tensor.device}"
             )
-    cast = Projection(_cast(weight), _cast(bias), _cast(lora_A), _cast(lora_B), float(scaling))
+    dtype = _compute_dtype(x)
+    cast = Projection(
+        _cast(weight, dtype), _cast(bias, dtype), _cast(lora_A, dtype), _cast(lora_B, dtype), float(scaling)
+    )
     for label, frozen in ((f"{name}weight", cast.weight), (f"{name}bias", cast.bias)):
-        if frozen is not None and frozen.dtype != _cast(x).dtype:
-            raise ValueError(f"{label}: expected {_cast(x).dtype}, that of x, got {frozen.dtype}")
-    adapter = cast.lora_A
-    if adapter is not None and adapter.dtype not in (torch.float32, _cast(x).dtype):
-        raise ValueError(f"{name}lora_A: expected {_cast(x).dtype}, that of x, or float32, got {adapter.dtype}")
+        if frozen is not None and frozen.dtype != dtype:
+            raise ValueError(f"{label}: expected {dtype}, that of x, got {frozen.dtype}")
+    if cast.lora_A is not None and cast.lora_A.dtype not in (torch.float32, dtype):
+        raise ValueError(f"{name}lora_A: expected {dtype}, that of x, or float32, got {cast.lora_A.dtype}")
     return cast
 
 
-@overload
-def _cast(tensor: torch.Tensor) -> torch.Tensor: ...
+def _compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """Give the dtype that x is computed in: autocast's where it is on, as for ``torch.nn.functional.linear``."""
+    kind = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return x.dtype
+    return torch.get_autocast_dtype(kind)
 
 
 @overload
-def _cast(tensor: torch.Tensor | None) -> torch.Tensor | None: ...
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor: ...
 
 
-def _cast(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """Give a tensor in autocast's dtype where autocast is on, as ``torch.nn.functional.linear`` would take it."""
-    if tensor is None or tensor.dtype == torch.float64:
+@overload
+def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None: ...
+
+
+def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """Give a tensor as autocast does where it is on, float64 left alone."""
+    if tensor is None or tensor.dtype in (dtype, torch.float64):
         return tensor
     kind = tensor.device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(kind))
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return tensor.to(dtype) if on else tensor
 
 
 dispatch.register("lora_linear", "reference", "bgs_kernels.lora.reference")

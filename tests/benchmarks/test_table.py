@@ -63,6 +63,12 @@ def cells(text, size, contender):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+def header(text):
+    return [cell.strip() for cell in next(line for line in text.splitlines() if line.startswith("| size")).split("|")][
+        1:-1
+    ]
+
+
 def test_ratios_are_to_the_baseline_of_the_same_size_and_mode(run):
     cases = run["cases"]
     assert table.speedup(cases, cases[2], "reference") == 8.0
@@ -74,7 +80,36 @@ def test_ratios_are_to_the_baseline_of_the_same_size_and_mode(run):
 
 def test_a_row_holds_what_was_measured(run):
     row = cells(table.section(run), "large", "fused")
-    assert row[2:] == ["1.5", "8.00", "4.00", "", "", "1.25", "1 2m + 1", "3", "1.5", "123", "80%"]
+    assert row[2:] == ["1.5", "8.00", "4.00", "1.25", "1 2m + 1", "3", "1.5", "123", "80%"]
+
+
+def test_columns_that_a_run_leaves_empty_are_left_out(run):
+    assert "forward" not in header(table.section(run))
+    run["cases"][0]["forward_ms"] = {"median_ms": 2.0}
+    text = table.section(run)
+    assert header(text)[:6] == ["size", "contender", "step ms", "x reference", "x compile", "forward"]
+    assert cells(text, "large", "reference")[5] == "2" and cells(text, "large", "fused")[5] == ""
+
+
+def test_contenders_that_took_turns_are_compared_by_rounds(run):
+    run["cases"][2]["faster_than"] = {"reference": {"median": 7.5}}
+    run["cases"][2]["graph_faster_than"] = {"reference": {"median": 9.0}}
+    run["cases"][2]["chosen"] = "triton"
+    row = dict(zip(header(table.section(run)), cells(table.section(run), "large", "fused (triton)"), strict=True))
+    assert (row["x reference"], row["graph x reference"]) == ("7.50", "9.00")
+    assert row["x compile"] == ""  # not in the same turns
+
+
+def test_requirements_are_listed(run):
+    run["bars"] = [
+        {"what": "speed", "required": ">= 2", "found": 2.5, "met": True, "cases": 3},
+        {"what": "memory", "required": "<= 1", "found": 1.25, "met": False, "cases": 1},
+        {"what": "other", "required": "<= 1", "found": None, "met": None, "cases": 0},
+    ]
+    text = table.section(run)
+    assert "- speed >= 2: 2.5, met (3 cases)" in text
+    assert "- memory <= 1: 1.25, **missed** (1 case)" in text
+    assert "- other <= 1: not measured" in text
 
 
 def test_sizes_ascend_and_modes_are_apart(run):
@@ -93,6 +128,7 @@ def test_what_was_not_measured_is_said(run):
 
 def test_a_folder_gets_a_table_and_a_plot(run, tmp_path):
     pytest.importorskip("matplotlib")
+    run["cases"] += [case(f"a size with a long name {n}", n, "fused", 1.0, mode=f"mode {n}") for n in range(5)]
     (tmp_path / "loss.json").write_text(json.dumps(run))
     assert table.main([str(tmp_path)]) == 0
     assert "(loss.png)" in (tmp_path / "table.md").read_text()

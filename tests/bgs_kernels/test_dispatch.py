@@ -222,3 +222,18 @@ def test_every_op_has_a_reference():
 def test_public_op_obeys(monkeypatch):
     monkeypatch.setenv("BGS_BACKEND", "reference")
     assert pairwise_distance(X).shape == (2, 2)
+
+
+def test_a_function_of_several_ops_compiles_in_one_graph_though_none_has_run_yet(monkeypatch):
+    for table in ("_loaded", "_failed"):
+        monkeypatch.setattr(dispatch, table, {})
+    rows = torch.rand(1, 2, 5, 6)
+
+    def function(rows):
+        projected = bgs_kernels.lora_linear(rows, torch.eye(6))
+        return bgs_kernels.attention(projected, projected, projected)
+
+    torch._dynamo.reset()
+    found = torch.compile(function, fullgraph=True, backend="eager")(rows)
+    torch._dynamo.reset()
+    torch.testing.assert_close(found, function(rows))

@@ -9,8 +9,9 @@ import torch
 
 from bgs.data import clips as module
 from bgs.data.clips import BrokenClipsError, ClipSet, check_clips, find_clips
-from bgs.data.decode import ClipError, decode
+from bgs.data.decode import decode
 from bgs.data.preprocess import Preprocess
+from bgs.data.video_file import ClipError
 
 SETTINGS = Preprocess.default_for("timesformer", frames=4, size=32)
 
@@ -131,6 +132,22 @@ def test_check_clips(paths):
     paths[2].write_bytes(b"not a video")
     with pytest.raises(BrokenClipsError, match="1 of 6 clips cannot be used:\n.*clip_2.mp4: corrupt or not a video"):
         check_clips(paths, SETTINGS)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stream_goes_on_past_broken_files(tmp_path, paths, workers, decoded):
+    expected = torch.stack([decode(path, SETTINGS) for path in paths])
+    paths[3].write_bytes(b"")
+    stream = ClipSet(paths, SETTINGS, None, workers=workers).stream([5, 3, 0, 5], depth=2)
+    first = next(stream)
+    assert torch.equal(first, expected[5])
+    broken, *rest = stream
+    assert isinstance(broken, ClipError) and broken.path == paths[3] and broken.reason.startswith("empty file")
+    assert torch.equal(torch.stack(rest), expected[[0, 5]])
+    assert len(decoded) == 4
+    decoded.clear()
+    assert torch.equal(next(ClipSet(paths, SETTINGS, None).stream([1, 2, 4, 0, 5], depth=1)), expected[1])
+    assert len(decoded) <= 2
 
 
 def test_many_threads_with_an_empty_cache(tmp_path, paths):

@@ -3,6 +3,7 @@
 import pickle
 import re
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from bgs.data.decode import ClipError, choose_decoder, decode, probe
+from bgs.data import decode as module
+from bgs.data.decode import choose_decoder, decode, probe
 from bgs.data.preprocess import Preprocess
+from bgs.data.video_file import ClipError
 
 
 def _has_torchcodec() -> bool:
@@ -43,15 +46,6 @@ def write_audio(path: Path) -> Path:
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
-
-
-def patch(path: Path, box: bytes, offset: int, new: bytes) -> None:
-    """Overwrites bytes of an MP4 box, counted from behind its name."""
-    content = bytearray(path.read_bytes())
-    assert content.count(box) == 1
-    start = content.find(box) + len(box) + offset
-    content[start : start + len(new)] = new
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("frames", [1, 3, 10, 20])
@@ -99,7 +93,7 @@ def test_a_short_clip_repeats_frames(tmp_path, write_clip, frame_numbers, decode
     assert frame_numbers(decode(path, take(8), decoder)) == [0, 0, 0, 1, 1, 2, 2, 2]
 
 
-def test_an_edit_list_hides_frames(tmp_path, write_clip, frame_numbers, decoder):
+def test_an_edit_list_hides_frames(tmp_path, write_clip, frame_numbers, patch, decoder):
     path = write_clip(tmp_path / "a.mp4", 20, options={"g": "30"})
     content = path.read_bytes()
     duration, start = struct.unpack(">II", content[content.find(b"elst") + 12 :][:8])
@@ -121,12 +115,12 @@ ORIENTATIONS = {  # display matrix (a, b, c, d), what it does to a picture, degr
 
 
 @pytest.mark.parametrize("name", ORIENTATIONS)
-def test_the_display_matrix_is_applied(tmp_path, write_clip, name):
-    (a, b, c, d), turn, degrees = ORIENTATIONS[name]
+def test_the_display_matrix_is_applied(tmp_path, write_clip, set_matrix, name):
+    matrix, turn, degrees = ORIENTATIONS[name]
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:24, :32], picture[:24, 32:], picture[24:, :32], picture[24:, 32:] = 30, 90, 150, 210
     path = write_clip(tmp_path / "r.mp4", np.stack([picture] * 4))
-    patch(path, b"tkhd", 40, struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30))
+    set_matrix(path, *matrix)
     expected = turn(picture)
     height, width = expected.shape[:2]
     clip = decode(path, take(2, height, width), "pyav")
@@ -140,11 +134,10 @@ def test_the_display_matrix_is_applied(tmp_path, write_clip, name):
 
 @needs_torchcodec
 @pytest.mark.parametrize("name", ["none", "clockwise", "half", "counter"])
-def test_both_decoders_turn_alike(tmp_path, write_clip, name):
+def test_both_decoders_turn_alike(tmp_path, write_clip, set_matrix, name):
     pictures = np.random.default_rng(0).integers(0, 256, (1, 6, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
     path = write_clip(tmp_path / "r.mp4", pictures.repeat(4, 0))
-    a, b, c, d = ORIENTATIONS[name][0]
-    patch(path, b"tkhd", 40, struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30))
+    set_matrix(path, *ORIENTATIONS[name][0])
     settings = Preprocess.default_for("videomae", frames=2, size=32)
     difference = decode(path, settings, "pyav").int() - decode(path, settings, "torchcodec").int()
     assert difference.abs().float().mean() < 2
@@ -262,20 +255,96 @@ def test_errors_pickle():
     assert str(error) == "a.mp4: empty file (0 bytes)" and isinstance(error, ValueError)
 
 
-def test_decoding_stops_after_the_last_frame_needed(tmp_path, write_clip, monkeypatch):
+@pytest.fixture
+def decoded(monkeypatch):
+    """Frames that come out of decoders, in order: those of the shortest way, and those of decoding everything."""
+    wanted, everything = [], []
+
+    def counted(seen, function):
+        def wrapped(*arguments):
+            for found in function(*arguments):
+                seen.append(found)
+                yield found
+
+        return wrapped
+
+    monkeypatch.setattr(module, "_decoded", counted(wanted, module._decoded))
+    monkeypatch.setattr(module, "_timed", counted(everything, module._timed))
+    return wanted, everything
+
+
+def test_decoding_stops_at_the_last_frame_needed(tmp_path, write_clip, decoded):
     path = write_clip(tmp_path / "a.mp4", 20, options={"bf": "0"})
-    settings = take(2, sampling="fps", fps=10.0)  # frames 9 and 10
-    seen = []
-    import bgs.data.decode as module
+    decode(path, take(2, sampling="fps", fps=10.0), "pyav")  # frames 9 and 10
+    assert len(decoded[0]) == 11 and not decoded[1]
 
-    def counted(frames, timeline, timed=module._timed):
-        for stamped in timed(frames, timeline):
-            seen.append(stamped[0])
-            yield stamped
 
-    monkeypatch.setattr(module, "_timed", counted)
-    decode(path, settings, "pyav")
-    assert len(seen) <= 12
+def test_frames_that_no_other_needs_are_left_out(tmp_path, write_clip, frame_numbers, decoded):
+    # Display order I b B b P, twice: only the small ones are no reference.
+    path = write_clip(
+        tmp_path / "a.mp4", 9, options={"bf": "3", "x264-params": "b-adapt=0:b-pyramid=normal:scenecut=0"}
+    )
+    assert frame_numbers(decode(path, take(2, sampling="fps", fps=10.0), "pyav")) == [4, 5]
+    assert [round(10 * frame.time) for frame in decoded[0]] == [0, 2, 4, 5] and not decoded[1]
+
+
+def test_a_long_file_is_entered_at_key_frames(tmp_path, write_clip, decoded):
+    pictures = np.random.default_rng(0).integers(0, 256, (200, 6, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    path = write_clip(tmp_path / "a.mp4", pictures, options={"g": "5", "bf": "0"})
+    clip = decode(path, take(4), "pyav")
+    assert len(decoded[0]) <= 4 * 5 and not decoded[1]
+    expected = torch.from_numpy(pictures[[25, 75, 125, 175]]).permute(0, 3, 1, 2)
+    assert (clip.int() - expected.int()).abs().float().mean() < 8  # what the codec loses
+
+
+ENCODINGS = {
+    "h264": ("mp4", "libx264", {"g": "12"}),
+    "h264 one group": ("mp4", "libx264", {"g": "250"}),
+    "h264 open groups": ("mp4", "libx264", {"g": "12", "x264-params": "open-gop=1:bframes=4:b-adapt=0"}),
+    "h264 open groups ts": ("ts", "libx264", {"g": "12", "x264-params": "open-gop=1:bframes=4:b-adapt=0"}),
+    "h264 strict pyramid": ("mkv", "libx264", {"g": "12", "x264-params": "b-pyramid=strict:bframes=6:b-adapt=0"}),
+    "h264 no key frames": ("mp4", "libx264", {"g": "12", "x264-params": "intra-refresh=1"}),
+    "h264 interlaced": ("mp4", "libx264", {"g": "12", "x264-params": "tff=1"}),
+    "h264 key frames alone": ("mov", "libx264", {"g": "1"}),
+    "h264 avi": ("avi", "libx264", {"g": "12"}),
+    "hevc open groups": ("mp4", "libx265", {"x265-params": "keyint=12:min-keyint=12:open-gop=1:log-level=none"}),
+    "hevc layers": ("mp4", "libx265", {"x265-params": "keyint=12:min-keyint=12:temporal-layers=3:log-level=none"}),
+    "vp8": ("webm", "libvpx", {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "16"}),
+    "vp9": ("webm", "libvpx-vp9", {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "8"}),
+    "mpeg4": ("mp4", "mpeg4", {"g": "12", "bf": "2"}),
+    "mpeg4 avi": ("avi", "mpeg4", {"g": "12", "bf": "2"}),
+    "mpeg2 ts": ("ts", "mpeg2video", {"g": "12", "bf": "2"}),
+}
+IN_FULL = {"h264 interlaced", "h264 avi", "mpeg4 avi"}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_what_is_left_out_changes_no_pixel(tmp_path, write_clip, decoded, name):
+    suffix, codec, options = ENCODINGS[name]
+    rng = np.random.default_rng(0)
+    ground = rng.integers(0, 256, (10, 26, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    pictures = np.stack([ground[k % 30 :, 2 * k :][:48, :64] for k in range(60)])
+    pictures = np.clip(pictures + rng.integers(-8, 9, pictures.shape), 0, 255).astype(np.uint8)
+    path = write_clip(tmp_path / f"a.{suffix}", pictures, fps=25, codec=codec, options=options)
+    with av.open(str(path)) as container:
+        reference = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(reference) == 60
+    with module._read_video(path) as video:
+        start, length = video.timeline.times[0], video.timeline.duration
+        for count in (1, 2, 5, 9, 20):
+            shares = sorted(rng.integers(0, 60, count).tolist())
+            targets = [start + length * Fraction(2 * share + 1, 120) for share in shares]  # amid each frame
+            for share, picture in zip(shares, module._decode_with_pyav(video, targets), strict=True):
+                assert np.array_equal(picture, reference[share])
+    assert bool(decoded[1]) == (name in IN_FULL)
+
+
+def test_a_file_too_large_to_keep_is_read_twice(tmp_path, write_clip, frame_numbers, decoded, monkeypatch):
+    path = write_clip(tmp_path / "a.mp4", 20, options={"g": "5"})
+    whole = decode(path, take(5), "pyav")
+    monkeypatch.setattr("bgs.data.video_file.KEPT_BYTES", 100)
+    assert torch.equal(decode(path, take(5), "pyav"), whole) and frame_numbers(whole) == [2, 6, 10, 14, 18]
+    assert not decoded[1]
 
 
 def test_the_decoder_can_be_named(tmp_path, write_clip):

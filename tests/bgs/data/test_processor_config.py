@@ -73,6 +73,13 @@ def test_old_clip():
     assert Preprocess.from_pretrained_config(OLD_CLIP, frames=8) == Preprocess.default_for("clip")
 
 
+def test_old_videomae_crops_to_its_size():
+    old = {key: value for key, value in OLD_CLIP.items() if key != "crop_size"}
+    assert read_processor(old | {"resample": 2})["height"] == 224
+    with pytest.raises(ValueError, match="field 'crop_size' is missing"):
+        read_processor(old | {"size": {"shortest_edge": 256}})
+
+
 def test_a_video_processor_comes_before_an_image_processor(tmp_path):
     write(tmp_path, "preprocessor_config.json", VIDEOMAE)
     write(tmp_path, "processor_config.json", {"processor_class": "VJEPA2Processor"})  # nothing nested: names a pairing

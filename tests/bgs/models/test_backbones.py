@@ -8,7 +8,7 @@ from torch import nn
 
 from bgs.models import LoraSettings, apply_lora, load_backbone
 
-VIDEO = ("vjepa2", "timesformer", "videomae", "clip")
+VIDEO = ("vjepa2", "vjepa21", "timesformer", "videomae", "clip")
 ALL = (*VIDEO, "text")
 
 
@@ -71,13 +71,15 @@ def test_timesformer_stretches_time_embeddings(small, batch_for, caplog):
 def test_frame_counts_a_backbone_cannot_take(small):
     with pytest.raises(ValueError, match="vjepa2 takes a multiple of its tubelet size 2, got 5"):
         small("vjepa2", frames=5)
+    with pytest.raises(ValueError, match="vjepa21 takes 1 or a multiple of its tubelet size 2, got 5"):
+        small("vjepa21", frames=5)
     with pytest.raises(ValueError, match="videomae checkpoint takes exactly 4, got 8"):
         small("videomae", frames=8)
     with pytest.raises(ValueError, match="backbone 'text' sees none, got 8"):
         load_backbone("text", "tiny", frames=8)
 
 
-@pytest.mark.parametrize("name", ["vjepa2", "clip"])
+@pytest.mark.parametrize("name", ["vjepa2", "vjepa21", "clip"])
 def test_other_frame_counts(name, small, batch_for):
     backbone = small(name, frames=6)
     assert backbone.embed(batch_for(backbone)).shape == (3, backbone.dim)

@@ -5,16 +5,26 @@ import re
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, CLIPVisionModelWithProjection, TimesformerModel, VideoMAEModel, VJEPA2Model
 
-from bgs.models import Embedder, LoraSettings, apply_lora, check_adapters_receive_gradient
+from bgs.models import (
+    Embedder,
+    LoraSettings,
+    adapter_config,
+    apply_lora,
+    check_adapters_receive_gradient,
+    set_trainable,
+)
 from bgs.models.lora import adapter_parameters, chosen_layers, load_adapter
+from bgs.models.vjepa21 import VJEPA21Model
 
-ALL = ("vjepa2", "timesformer", "videomae", "clip", "text")
+ALL = ("vjepa2", "vjepa21", "timesformer", "videomae", "clip", "text")
 PLAIN = {
     "vjepa2": VJEPA2Model,
+    "vjepa21": VJEPA21Model,
     "timesformer": TimesformerModel,
     "videomae": VideoMAEModel,
     "clip": CLIPVisionModelWithProjection,
@@ -23,6 +33,7 @@ PLAIN = {
 # Linear layers that LoRA wraps in one transformer layer, as the design lists them.
 PER_LAYER = {
     "vjepa2": ["attention.key", "attention.proj", "attention.query", "attention.value", "mlp.fc1", "mlp.fc2"],
+    "vjepa21": ["attn.proj", "attn.qkv", "mlp.fc1", "mlp.fc2"],
     "timesformer": [
         "attention.attention.qkv",
         "attention.output.dense",
@@ -60,7 +71,7 @@ PER_LAYER = {
 
 
 def wrapped_modules(backbone) -> list[str]:
-    names = {re.split(r"\.lora_[AB]\.", name)[0] for name in adapter_parameters(backbone)}
+    names = {re.split(r"\.lora_\w+\.", name)[0] for name in adapter_parameters(backbone)}
     return sorted(name.removeprefix("base_model.model.") for name in names)
 
 
@@ -74,7 +85,7 @@ def fill_adapters(backbone, seed: int = 0) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_wraps_the_listed_layers_and_nothing_else(name, small):
     backbone = apply_lora(small(name))
-    layers = "vision_model.encoder.layers" if name == "clip" else "encoder.layer"
+    layers = {"clip": "vision_model.encoder.layers", "vjepa21": "blocks"}.get(name, "encoder.layer")
     assert wrapped_modules(backbone) == sorted(f"{layers}.{n}.{part}" for n in (0, 1) for part in PER_LAYER[name])
     config = backbone.encoder.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (8, 16, 0.1)
@@ -95,10 +106,10 @@ def test_starts_as_no_change(name, small, batch_for):
 @pytest.mark.parametrize(
     ("layers", "expected"), [("all", [0, 1, 2, 3]), ("last:1", [3]), ("last:4", [0, 1, 2, 3]), ("1-2", [1, 2])]
 )
-@pytest.mark.parametrize("name", ["timesformer", "clip"])
+@pytest.mark.parametrize("name", ["timesformer", "clip", "vjepa21"])
 def test_layer_choice(name, layers, expected, small):
     backbone = apply_lora(small(name, num_hidden_layers=4), LoraSettings(rank=1, layers=layers))
-    found = {int(re.search(r"layers?\.(\d+)\.", module)[1]) for module in wrapped_modules(backbone)}
+    found = {int(re.search(r"(?:layers?|blocks)\.(\d+)\.", module)[1]) for module in wrapped_modules(backbone)}
     assert sorted(found) == expected
 
 
@@ -265,3 +276,212 @@ def test_frozen_layers_below_the_adapters_get_no_backward_pass(small, batch_for)
     backbone.model.encoder.layer[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].requires_grad))
     backbone.train().embed(batch_for(backbone))
     assert seen == [False]
+
+
+RANKS = {"last:1": 5, "0-1": 2}
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("name", ALL)
+def test_ranks_by_layer_keep_the_scale(name, rslora, small):
+    settings = LoraSettings(rank=4, alpha=6, ranks=RANKS, rslora=rslora)
+    backbone = apply_lora(small(name, num_hidden_layers=4), settings)
+    layers = [module for module in backbone.encoder.modules() if isinstance(module, LoraLayer)]
+    assert len(layers) == 4 * len(PER_LAYER[name])
+    scale = 6 / 4 ** (0.5 if rslora else 1)
+    ranks = {}
+    for module, wrapped in ((key, m) for key, m in backbone.encoder.named_modules() if isinstance(m, LoraLayer)):
+        assert wrapped.scaling["default"] == pytest.approx(scale)
+        ranks.setdefault(int(re.search(r"(?:layers?|blocks)\.(\d+)\.", module)[1]), set()).add(wrapped.r["default"])
+    assert ranks == {0: {2}, 1: {2}, 2: {4}, 3: {5}}
+
+
+def test_ranks_within_chosen_layers_and_own_targets(small):
+    settings = LoraSettings(rank=3, layers="1-2", ranks={"2-2": 7}, targets=["query"])
+    backbone = apply_lora(small("vjepa2", num_hidden_layers=4), settings)
+    shapes = {key: tuple(p.shape) for key, p in adapter_parameters(backbone).items() if ".lora_A." in key}
+    stem = "base_model.model.encoder.layer.{}.attention.query.lora_A.default.weight"
+    assert shapes == {stem.format(1): (3, 24), stem.format(2): (7, 24)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(ranks={"last:2": 0}), "lora.ranks: 'last:2': 0; expected an integer of at least 1"),
+        (dict(ranks={"last:2": 2.5}), "lora.ranks: 'last:2': 2.5; expected an integer"),
+        (dict(ranks={"3": 2}), "lora.ranks: '3'; expected 'all', 'last:K' or 'a-b'"),
+        (dict(layers="last:0"), "lora.layers: 'last:0'; expected 'all', 'last:K' or 'a-b'"),
+        (dict(layers="3-1"), "lora.layers: '3-1'; expected 'all', 'last:K' or 'a-b'"),
+        (dict(alpha=0.0), "lora.alpha: 0.0; expected a number above 0"),
+        (dict(alpha=float("nan")), "lora.alpha: nan; expected a number above 0"),
+    ],
+)
+def test_settings_that_make_no_sense_anywhere(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LoraSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(ranks={"last:3": 2}), "lora.ranks: 'last:3' does not fit an encoder of 2 layers (0-1)"),
+        (dict(ranks={"all": 4, "1-1": 2}), "lora.ranks: layer 1 is in both 'all' and '1-1'"),
+        (dict(layers="last:1", ranks={"0-0": 2}), "'0-0' has layer 0, which lora.layers 'last:1' has not"),
+        (
+            dict(targets=r"encoder\.layer\.1\..*query", ranks={"0-0": 2}),
+            "lora.ranks: no module that lora.targets names",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_encoder(settings, message, small):
+    backbone = small("videomae")
+    for attempt in (adapter_config, apply_lora):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            attempt(backbone, LoraSettings(**settings))
+    assert not isinstance(backbone.encoder, PeftModel)
+
+
+def test_the_configuration_can_be_had_without_adapters(small):
+    backbone = small("clip")
+    before = backbone.digest()
+    config = adapter_config(backbone, LoraSettings(rank=3, dora=True, rslora=True, ranks={"last:1": 6}))
+    assert (config.r, config.use_dora, config.use_rslora) == (3, True, True)
+    assert list(config.rank_pattern.values()) == [6]
+    assert not adapter_parameters(backbone) and backbone.digest() == before
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_dora_starts_as_no_change_and_every_part_of_it_learns(name, small, batch_for):
+    backbone = small(name)
+    batch, digest = batch_for(backbone), backbone.digest()
+    before = backbone.embed(batch)
+    apply_lora(backbone, LoraSettings(rank=2, dora=True)).eval()
+    torch.testing.assert_close(backbone.embed(batch), before, atol=1e-5, rtol=1e-5)
+    parts = {re.search(r"\.(lora_\w+)\.", key)[1] for key in adapter_parameters(backbone)}
+    assert parts == {"lora_A", "lora_B", "lora_magnitude_vector"}
+    assert len(adapter_parameters(backbone)) == 3 * len(wrapped_modules(backbone))
+    assert backbone.digest() == digest
+    assert len(backbone.encoder_parameters()) == len(small(name).encoder_parameters())
+    state = {key: value.clone() for key, value in backbone.state_dict().items()}
+    check_adapters_receive_gradient(backbone, batch)
+    assert all(torch.equal(value, state[key]) for key, value in backbone.state_dict().items())
+
+
+def test_dora_is_the_weight_at_its_learned_norm(small, batch_for):
+    """W' = m (W + s B A) / |W + s B A|, row by row (Liu et al., 2024, eq. 5)."""
+    backbone = apply_lora(small("videomae"), LoraSettings(rank=2, alpha=3, dora=True)).eval()
+    fill_adapters(backbone)
+    query = backbone.model.encoder.layer[0].attention.attention.query
+    weight = query.weight + 1.5 * query.lora_B["default"].weight @ query.lora_A["default"].weight
+    magnitude = query.lora_magnitude_vector["default"].weight
+    expected = magnitude[:, None] * weight / weight.norm(dim=1, keepdim=True)
+    x = torch.randn(4, 24)
+    torch.testing.assert_close(query(x), nn.functional.linear(x, expected, query.bias), atol=1e-5, rtol=1e-4)
+
+
+OPTIONS = {
+    "ranks": dict(rank=2, ranks={"last:1": 3}),
+    "dora": dict(rank=2, dora=True),
+    "rslora": dict(rank=2, rslora=True),
+    "all of them": dict(rank=2, ranks={"0-0": 1}, dora=True, rslora=True, layers="all"),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("name", ALL)
+def test_options_are_saved_and_loaded_bit_for_bit(name, options, small, batch_for, tmp_path):
+    backbone = apply_lora(small(name), LoraSettings(**OPTIONS[options]))
+    fill_adapters(backbone)
+    embedder = Embedder(backbone).eval()
+    embedder.save(tmp_path / "run")
+    loaded = Embedder.load(tmp_path / "run")
+    batch = batch_for(backbone)
+    assert torch.equal(loaded(batch), embedder(batch))
+    ours, theirs = adapter_parameters(backbone), adapter_parameters(loaded.backbone)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(theirs[key], ours[key]) for key in ours)
+    scales = [
+        [module.scaling for module in one.encoder.modules() if isinstance(module, LoraLayer)]
+        for one in (backbone, loaded.backbone)
+    ]
+    assert scales[0] == scales[1]
+
+
+def test_dora_file_without_a_magnitude_is_refused(small, tmp_path):
+    apply_lora(small("clip"), LoraSettings(dora=True)).encoder.save_pretrained(str(tmp_path))
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    gone = next(key for key in sorted(weights) if "magnitude" in key)
+    del weights[gone]
+    save_file(weights, file)
+    with pytest.raises(ValueError, match=rf"missing: {re.escape(gone)}"):
+        load_adapter(small("clip"), tmp_path)
+
+
+def test_frozen_magnitude_is_found(small, batch_for):
+    backbone = apply_lora(small("clip"), LoraSettings(dora=True))
+    name = next(key for key in adapter_parameters(backbone) if "magnitude" in key)
+    adapter_parameters(backbone)[name].requires_grad_(False)
+    with pytest.raises(ValueError, match=f"{re.escape(name)} is frozen$"):
+        check_adapters_receive_gradient(backbone, batch_for(backbone))
+
+
+@pytest.mark.parametrize("layers", ["last:1", "2-3", "1-2"])
+@pytest.mark.parametrize("name", ALL)
+def test_layers_below_the_adapters_cost_nothing(name, layers, small, batch_for):
+    """They keep nothing for the backward pass, and are not run a second time in it."""
+    first = chosen_layers(layers, 4).start
+    backbone = apply_lora(small(name, num_hidden_layers=4), LoraSettings(rank=2, layers=layers, dropout=0.0))
+    backbone.set_gradient_checkpointing(True)
+    inside, needs_graph = -1, []
+    runs, kept = [0] * 4, {}
+
+    def enter(number, inputs):
+        nonlocal inside
+        inside = number
+        needs_graph.append(inputs[0].requires_grad)
+
+    def leave(number):
+        nonlocal inside
+        inside = number + 0.5
+
+    def run(number):
+        runs[number] += 1
+
+    def pack(tensor):
+        kept[inside] = kept.get(inside, 0) + tensor.numel()
+        return tensor
+
+    for number, layer in enumerate(backbone.stack):
+        layer.register_forward_pre_hook(lambda _, inputs, number=number: enter(number, inputs))
+        layer.register_forward_hook(lambda *_, number=number: leave(number))
+        # A layer's own hooks may stay outside the checkpoint; those of its parts are inside.
+        norm = next(part for part in layer.modules() if isinstance(part, nn.LayerNorm))
+        norm.register_forward_pre_hook(lambda *_, number=number: run(number))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = backbone.train().embed(batch_for(backbone)).square().sum()
+    assert needs_graph == [number > first for number in range(4)]
+    assert min(kept) > first - 1
+    assert runs == [1] * 4
+    torch.autograd.grad(loss, list(adapter_parameters(backbone).values()))
+    assert runs == [1 if number < first else 2 for number in range(4)]
+
+
+def test_checkpointing_follows_what_is_trained(small):
+    backbone = small("videomae", num_hidden_layers=3)
+    backbone.set_gradient_checkpointing(True)
+
+    def on() -> list[bool]:
+        return [layer.gradient_checkpointing for layer in backbone.stack]
+
+    assert on() == [False] * 3
+    embedder = Embedder(backbone)
+    set_trainable(embedder, "full")
+    assert on() == [True] * 3
+    set_trainable(embedder, "head")
+    assert on() == [False] * 3
+    apply_lora(backbone, LoraSettings(layers="last:2"))
+    assert on() == [False, True, True]
+    backbone.set_gradient_checkpointing(False)
+    set_trainable(embedder, "lora")
+    assert on() == [False] * 3

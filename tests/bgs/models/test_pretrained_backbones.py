@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from bgs.models import load_backbone
+from bgs.models.vjepa21 import VJEPA21Config, VJEPA21Model
 
 FRAMES, SIZE = 4, 32
 SHAPE = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2)
@@ -89,6 +90,12 @@ CASES = {
         "vjepa2",
         lambda: VJEPA2ForVideoClassification(vjepa2_config()),
         lambda m, x: m.vjepa2(pixel_values_videos=x, skip_predictor=True).last_hidden_state.mean(1),
+        IMAGENET,
+    ),
+    "vjepa21": Case(
+        "vjepa21",
+        lambda: VJEPA21Model(VJEPA21Config(**SHAPE, crop_size=SIZE, frames_per_clip=FRAMES)),
+        lambda m, x: m(pixel_values_videos=x).last_hidden_state.mean(1),
         IMAGENET,
     ),
     "timesformer": Case(
@@ -185,6 +192,59 @@ def test_saved_folder_embeds_as_the_plain_model(name, tmp_path, random_pixels, n
     assert backbone.checkpoint.reference == str(tmp_path.resolve())
 
 
+def test_published_weight_names_of_videomae(tmp_path, random_pixels, noisy):
+    """The hub's files have a bias of queries and one of values beside their weights."""
+    plain = noisy(VideoMAEForVideoClassification(videomae_config()))
+    plain.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    renamed = {}
+    for key, value in load_file(file).items():
+        for module, bias in (("query.bias", "q_bias"), ("value.bias", "v_bias")):
+            key = key.replace(module, bias)
+        renamed[key] = value
+    assert sum(key.endswith(("q_bias", "v_bias")) for key in renamed) == 4
+    save_file(renamed, file, metadata={"format": "pt"})
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
+    pixels = random_pixels(FRAMES)
+    with torch.no_grad():
+        expected = CASES["videomae-classifier"].embed(plain, (pixels / 255.0 - mean) / std)
+        found = load_backbone("videomae", tmp_path).embed(pixels)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Callable[[str], Path]:
+    """Make a place in a cache of the hub where the files of a model can be put, as if they had been fetched."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def make(name: str) -> Path:
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        repository = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs/main").write_text(commit)
+        return repository / "snapshots" / commit
+
+    return make
+
+
+def test_hub_checkpoint_brings_its_own_processor_settings(hub):
+    folder = hub("someone/videomae")
+    VideoMAEModel(videomae_config()).save_pretrained(folder)
+    settings = {"size": SIZE + 4, "crop_size": SIZE, "resample": 3, "image_mean": [0.1, 0.2, 0.3], "image_std": 0.5}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    backbone = load_backbone("videomae", "someone/videomae")
+    assert (backbone.checkpoint.kind, backbone.checkpoint.revision) == ("hub", folder.name)
+    assert (backbone.preprocess.mean, backbone.preprocess.std) == ((0.1, 0.2, 0.3), (0.5,) * 3)
+    assert (backbone.preprocess.resize_to, backbone.preprocess.interpolation) == (SIZE + 4, "bicubic")
+
+
+def test_hub_checkpoint_without_processor_settings_says_so(hub, caplog):
+    VideoMAEModel(videomae_config()).save_pretrained(hub("someone/videomae"))
+    backbone = load_backbone("videomae", "someone/videomae")
+    assert backbone.preprocess.mean == IMAGENET[0]
+    assert "someone/videomae: the published preprocessing of videomae is used" in caplog.text
+
+
 def test_vjepa2_has_no_predictor(tmp_path):
     VJEPA2Model(vjepa2_config()).save_pretrained(tmp_path)
     assert not [name for name, _ in load_backbone("vjepa2", tmp_path).named_parameters() if "predictor" in name]
@@ -219,7 +279,7 @@ def test_processor_of_another_size_is_scaled_to_the_model(tmp_path, caplog):
     assert "224x224" in caplog.text and "32x32" in caplog.text
 
 
-@pytest.mark.parametrize("backbone", ["vjepa2", "timesformer", "clip"])
+@pytest.mark.parametrize("backbone", ["vjepa2", "vjepa21", "timesformer", "clip"])
 def test_another_architecture_is_named(backbone, tmp_path):
     VideoMAEModel(videomae_config()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"model_type 'videomae'; backbone '{backbone}' loads '{backbone}'"):
@@ -286,7 +346,7 @@ def test_hub_out_of_reach_says_what_was_tried():
 
 
 def test_unknown_backbone():
-    with pytest.raises(ValueError, match="backbone 'resnet' is unknown; expected one of vjepa2, timesformer"):
+    with pytest.raises(ValueError, match="backbone 'resnet' is unknown; expected one of vjepa2, vjepa21, timesformer"):
         load_backbone("resnet")
 
 

@@ -43,6 +43,27 @@ def test_yaml_round_trip(tmp_path) -> None:
     assert parse_training(["--config", str(tmp_path / "config.yaml")]) == config
 
 
+def test_choices_of_models_survive_yaml(tmp_path) -> None:
+    words = [
+        "--backbone",
+        "vjepa2",
+        "--data",
+        "x",
+        "--pooling",
+        "attentive",
+        "--size",
+        "[256, 384]",
+        "--lora.dora",
+        "true",
+    ]
+    config = parse_training([*words, "--lora.ranks", '{"last:2": 16, "0-3": 4}', "--lora.rslora", "true"])
+    assert (config.pooling, config.size, config.lora.ranks) == ("attentive", [256, 384], {"last:2": 16, "0-3": 4})
+    assert config.lora.dora and config.lora.rslora
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert parse_training(["--config", str(tmp_path / "config.yaml")]) == config
+    assert parse_training([*words[:4], "--size", "384"]).size == 384
+
+
 def test_help_explains_every_field() -> None:
     dotted = {
         f"--{group}.{name}"
@@ -67,6 +88,10 @@ def test_help_explains_every_field() -> None:
         (["--selection.candidates", "[{epochs: 0}]"], "epochs: 0; expected at least 1"),
         (["--loss.temperature", "0"], "loss.temperature: 0.0; expected more than 0"),
         (["--no.such", "1"], "no.such"),
+        (["--pooling", "max"], "pooling"),
+        (["--lora.ranks", "{last:0: 2}"], "lora.ranks: 'last:0'; expected 'all', 'last:K' or 'a-b'"),
+        (["--lora.ranks", "{last:1: 0}"], "lora.ranks: 'last:1': 0; expected an integer of at least 1"),
+        (["--lora.layers", "first:2"], "lora.layers: 'first:2'; expected 'all', 'last:K' or 'a-b'"),
     ],
 )
 def test_bad_settings_are_refused_by_name_in_one_line(arguments, message, capsys) -> None:

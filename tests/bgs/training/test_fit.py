@@ -22,6 +22,9 @@ class Tiny(nn.Module):
         self.backbone, self.head = nn.Identity(), nn.Linear(4, 4, bias=False)
         self.features = torch.randn(12, 4)
 
+    def head_parameters(self) -> list[nn.Parameter]:
+        return list(self.head.parameters())
+
     def embed(self, rows: np.ndarray, training: bool) -> Tensor:
         found: Tensor = self.head(self.features[rows])
         return found

@@ -129,7 +129,9 @@ def test_rates_and_decay_by_group() -> None:
         encoder, head = embedder["encoder"], embedder["head"]
         groups = {
             id(p): (group["lr"], group["weight_decay"])
-            for group in _parameter_groups(Mock(head=head, parameters=embedder.parameters), config)
+            for group in _parameter_groups(
+                Mock(head_parameters=head.parameters, parameters=embedder.parameters), config
+            )
             for p in group["params"]
         }
         assert groups == {

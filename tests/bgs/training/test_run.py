@@ -1,6 +1,7 @@
 """Whole runs on small synthetic data: training helps, runs repeat, resume, and are evaluated the same after loading."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +22,7 @@ from bgs.data.synthetic import make_dataset
 from bgs.evaluation import saved
 from bgs.evaluation.saved import evaluate_run
 from bgs.inputs import stimuli_digest, stimuli_of
+from bgs.models.pooling import AttentivePooling
 from bgs.models.text import CaptionStimuli
 from bgs.training import fit as fit_module
 from bgs.training import run as run_module
@@ -54,7 +56,7 @@ def settings(data: Path, output: Path, *more: str) -> TrainConfig:
     return parse_training([*words, "--epochs", "2", "--batch-clips", "12", "--resamples", "20", *more])
 
 
-@pytest.mark.parametrize("backbone", ["vjepa2", "timesformer", "videomae", "clip"])
+@pytest.mark.parametrize("backbone", ["vjepa2", "vjepa21", "timesformer", "videomae", "clip"])
 @pytest.mark.parametrize("tune", ["lora", "full"])
 def test_every_backbone_trains_from_the_command_line(backbone: str, tune: str, small: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -80,8 +82,24 @@ def test_a_seed_gives_the_same_run_bit_for_bit(small: Path, tmp_path: Path) -> N
     weights = []
     for name in ("a", "b"):
         Run(settings(small, tmp_path / name), progress=False).execute()
-        weights.append(bgs.load(tmp_path / name).state_dict())
+        weights.append(bgs.load(tmp_path / name)[0].state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_fused_kernels_change_neither_the_run_nor_what_is_saved(small: Path, tmp_path: Path) -> None:
+    runs = {name: tmp_path / name for name in ("plain", "fused")}
+    for name, run in runs.items():
+        more = ("--tune", "lora", "--accelerate", "true" if name == "fused" else "false")
+        Run(settings(small, run, *more), progress=False).execute()
+    model, fused = (bgs.load(run).state_dict() for run in runs.values())
+    assert all(torch.equal(model[name], fused[name]) for name in model)
+    files = {path.relative_to(runs["plain"]) for path in (runs["plain"] / "model").rglob("*") if path.is_file()}
+    for file in files:
+        assert (runs["plain"] / file).read_bytes() == (runs["fused"] / file).read_bytes()
+    # finished: another answer to how it is run is no other run
+    Run(settings(small, runs["fused"], "--tune", "lora"), progress=False).execute()
+    with pytest.raises(FileExistsError):
+        Run(settings(small, runs["fused"], "--tune", "lora", "--lr", "1"), progress=False)
 
 
 def test_a_loaded_run_scores_what_it_scored(small: Path, tmp_path: Path) -> None:
@@ -98,6 +116,55 @@ def test_a_loaded_run_scores_what_it_scored(small: Path, tmp_path: Path) -> None
     assert json.loads((tmp_path / "m.json").read_text()) == json.loads(json.dumps(again.to_dict()))
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--tune", "head", "--pooling", "mean", "--backbone", "timesformer", "--augment", "null"],
+        ["--tune", "head", "--pooling", "attentive", "--augment", "null"],
+        ["--tune", "lora", "--pooling", "attentive", "--lora.ranks", "{last:1: 3, 0-1: 2}", "--lora.dora", "true"],
+        ["--tune", "lora", "--pooling", "cls", "--backbone", "clip", "--lora.rslora", "true"],
+        ["--tune", "lora", "--backbone", "vjepa2", "--size", "[32, 48]", "--lora.layers", "last:2"],
+    ],
+    ids=lambda more: "-".join(word.removeprefix("--") for word in more[:4]),
+)
+def test_choices_are_trained_saved_and_evaluated(more: list[str], small: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = settings(small, run, "--epochs", "1", *more)
+    result = Run(config, progress=False).execute()
+    assert evaluate_run(run, resamples=20).to_dict() == result.trained.to_dict()
+    loaded = bgs.load(run)
+    assert loaded.pooling == config.pooling
+    if config.size is not None:
+        assert [loaded.preprocess.height, loaded.preprocess.width] == [32, 48]
+    if config.pooling == "attentive":
+        start = AttentivePooling(loaded.backbone.dim).state_dict()
+        assert not any(torch.equal(value, start[name]) for name, value in loaded.pooler.state_dict().items())
+    if config.lora.ranks:
+        (adapter,) = loaded.backbone.encoder.peft_config.values()
+        assert sorted(adapter.rank_pattern.values()) == [2, 3] and adapter.use_dora
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--pooling", "cls"],
+            "pooling: 'cls'; backbone 'videomae' has default, mean, attentive (it has no class token)",
+        ),
+        (["--size", "48"], "size: this videomae checkpoint takes exactly 64x64, got 48"),
+        (["--tune", "lora", "--lora.ranks", "{last:9: 2}"], "lora.ranks: 'last:9' does not fit an encoder of 4 layers"),
+        (["--tune", "lora", "--lora.layers", "3-7"], "lora.layers: '3-7' does not fit an encoder of 4 layers"),
+        (["--tune", "lora", "--selection.candidates", "[{lora.layers: last:9}]"], "lora.layers: 'last:9' does not fit"),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused_before_any_clip_is_read(
+    more: list[str], message: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "stimuli_of", Mock(side_effect=AssertionError("clips were read")))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Run(settings(small, tmp_path / "run", *more), progress=False)
+
+
 def test_frozen_backbone_from_the_command_line(small: Path, tmp_path: Path) -> None:
     words = ["--backbone", "clip", "--checkpoint", "tiny", "--data", str(small), "--resamples", "10"]
     assert evaluate_command.main([*words, "--output", str(tmp_path / "m.json"), "--split", "all"]) == 0
@@ -111,7 +178,7 @@ def test_micro_batches_give_the_same_weights(small: Path, tmp_path: Path) -> Non
             small, tmp_path / micro, "--optim.micro_clips", micro, "--augment", "null", "--head.dropout", "0"
         )
         Run(replace(config, epochs=1), progress=False).execute()
-        found.append(bgs.load(tmp_path / micro).head[0].weight)
+        found.append(bgs.load(tmp_path / micro)[0].head[0].weight)
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
 
 
@@ -137,7 +204,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(small: Path, tmp_path: Path, mo
     monkeypatch.setattr(fit_module.Fit, "_epoch", epoch)
     resumed = Run(cut, progress=False).execute()
     assert resumed.fits[0].history[2]["loss"] == whole.fits[0].history[2]["loss"]
-    ours, theirs = bgs.load(tmp_path / "whole").state_dict(), bgs.load(tmp_path / "cut").state_dict()
+    ours, theirs = bgs.load(tmp_path / "whole")[0].state_dict(), bgs.load(tmp_path / "cut")[0].state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -203,7 +270,7 @@ def test_folds_hold_every_clip_out_once(small: Path, tmp_path: Path) -> None:
     assert len(held_out) == len(set(held_out)) == 32
     assert all(not set(fold["train"]) & set(fold["held_out"]) for fold in record["folds"])
     assert evaluate_run(run, resamples=20).to_dict() == result.trained.to_dict()
-    assert bgs.load(run).backbone.name == "videomae"
+    assert bgs.load(run)[0].backbone.name == "videomae"
 
 
 def test_folds_without_judgments_are_refused_before_any_work(
@@ -397,4 +464,4 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(micro: str, small: Path
         hook.remove()
     assert computed == {torch.bfloat16}
     assert np.isfinite(fitted.history[0]["loss"])
-    assert {tensor.dtype for tensor in bgs.load(tmp_path / "run").state_dict().values()} == {torch.float32}
+    assert {tensor.dtype for tensor in bgs.load(tmp_path / "run")[0].state_dict().values()} == {torch.float32}

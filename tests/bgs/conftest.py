@@ -1,10 +1,10 @@
 """Real video files for the tests: tiny clips whose frames can be told apart by their grey level."""
 
+import struct
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
@@ -16,17 +16,19 @@ def _write_clip(
     frames: int | np.ndarray = 20,
     *,
     size: tuple[int, int] = (48, 64),
-    fps: int = 10,
+    fps: int | Fraction = 10,
     times: Sequence[float] | None = None,
     pixel_format: str = "yuv420p",
     codec: str = "libx264",
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
+    import av  # not every test needs a decoder
+
     if isinstance(frames, int):
         levels = np.uint8(FIRST_LEVEL + LEVEL_STEP * np.arange(frames))
         frames = np.broadcast_to(levels[:, None, None, None], (frames, *size, 3))
-    unit = Fraction(1, fps) if times is None else Fraction(1, 1000)
+    unit = 1 / Fraction(fps) if times is None else Fraction(1, 1000)
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.height, stream.width = frames.shape[1:3]
@@ -62,3 +64,27 @@ def frame_numbers() -> Callable[..., list[int]]:
         return np.round((levels - FIRST_LEVEL) / LEVEL_STEP).astype(int).tolist()
 
     return read
+
+
+def _patch(path: Path, box: bytes, offset: int, new: bytes) -> None:
+    content = bytearray(path.read_bytes())
+    assert content.count(box) == 1
+    start = content.find(box) + len(box) + offset
+    content[start : start + len(new)] = new
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def patch() -> Callable[[Path, bytes, int, bytes], None]:
+    """Overwrites bytes of an MP4 box: `patch(path, box, offset, new)`, the offset counted from behind its name."""
+    return _patch
+
+
+@pytest.fixture
+def set_matrix() -> Callable[..., None]:
+    """Sets an MP4 file's display matrix: `set_matrix(path, a, b, c, d)`, as of (x, y) -> (a x + c y, b x + d y)."""
+
+    def change(path: Path, a: int, b: int, c: int, d: int) -> None:
+        _patch(path, b"tkhd", 40, struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30))
+
+    return change

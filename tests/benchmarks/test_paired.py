@@ -1,0 +1,142 @@
+"""A contender is timed only if its results are right; ratios are of times that were taken in turns."""
+
+import functools
+
+import pytest
+import torch
+
+from benchmarks import paired, timing
+from benchmarks.paired import Contender, Unsupported
+
+CPU = torch.device("cpu")
+EXACT = {"output": torch.tensor([3.0, 4.0], dtype=torch.float64)}
+EAGER = {"output": torch.tensor([3.0, 4.0 + 1e-3])}
+"""Whose error is 2e-4."""
+
+
+def off_by(error, *, step=lambda: None):
+    """Make a contender whose output has this error, relative to its norm."""
+    return lambda: Contender(step, lambda: {"output": torch.tensor([3.0, 4.0 + 5 * error], dtype=torch.float64)})
+
+
+def compared(**builders):
+    return paired.compare(
+        builders,
+        exact=EXACT,
+        eager=EAGER,
+        ours=("ours",),
+        baselines={"library": ("first", "second")},
+        device=CPU,
+        seconds=0.001,
+    )["contenders"]
+
+
+def test_results_within_twice_the_eager_error_are_timed():
+    outcome = compared(ours=off_by(3.9e-4))["ours"]
+    assert outcome["status"] == "ok"
+    assert outcome["error"]["output"] == pytest.approx(3.9e-4, rel=1e-3)
+    assert outcome["step_ms"]["runs"] > 1
+
+
+@pytest.mark.parametrize("error", [4.1e-4, 1.0, float("nan")])
+def test_a_wrong_contender_is_not_timed(error):
+    outcomes = compared(first=off_by(0.0), ours=off_by(error))
+    assert outcomes["ours"]["status"] == "wrong"
+    assert "step_ms" not in outcomes["ours"]
+    assert outcomes["first"]["status"] == "ok" and "step_ms" in outcomes["first"]
+
+
+def test_a_library_may_be_less_exact_but_not_something_else():
+    outcomes = compared(first=off_by(10e-4), second=off_by(20e-4))
+    assert outcomes["first"]["status"] == "ok"
+    assert outcomes["second"]["status"] == "wrong"
+
+
+def test_every_result_counts():
+    absent = compared(ours=lambda: Contender(lambda: None, dict))["ours"]
+    assert absent["status"] == "failed" and "output: expected (2,), got nothing" in absent["reason"]
+    shape = compared(ours=lambda: Contender(lambda: None, lambda: {"output": torch.ones(1)}))["ours"]
+    assert shape["status"] == "failed" and "got (1,)" in shape["reason"]
+
+
+def test_what_fails_costs_only_itself():
+    def refuse():
+        raise Unsupported("not for it")
+
+    def fail():
+        raise RuntimeError("out of order")
+
+    outcomes = compared(first=off_by(0.0), refuses=refuse, fails=off_by(0.0, step=fail), ours=off_by(0.0))
+    assert outcomes["refuses"] == {"status": "skipped", "reason": "not for it"}
+    assert outcomes["fails"] == {"status": "failed", "reason": "RuntimeError: out of order"}
+    assert all("step_ms" in outcomes[name] for name in ("first", "ours"))
+
+
+def test_a_part_of_the_case_is_timed_without_results():
+    outcome = compared(first=lambda: Contender(lambda: None, None, {"about": 1}))["first"]
+    assert outcome["about"] == 1 and "error" not in outcome and "step_ms" in outcome
+
+
+def test_a_device_that_no_longer_answers_is_said(monkeypatch):
+    monkeypatch.setattr(paired, "_answers", lambda device: False)
+
+    def fail():
+        raise RuntimeError("an illegal memory access")
+
+    builders = {"first": off_by(0.0), "ours": fail, "second": off_by(0.0)}
+    outcome = paired.compare(
+        builders, exact=EXACT, eager=EAGER, ours=(), baselines={}, device=CPU, seconds=0.001, graphs=False
+    )
+    assert outcome["broken_by"] == "ours" and outcome["restart_process"]
+    assert set(outcome["contenders"]) == {"ours"}
+
+
+def test_ratios_are_of_the_same_rounds_and_with_the_fastest():
+    times = {"ours": [1.0, 2.0, 4.0], "first": [3.0, 6.0, 12.0], "second": [2.0, 5.0, 8.0]}
+    found = paired.ratios(times, "ours", {"library": ("first", "second"), "other": ("absent",)})
+    assert set(found) == {"library"}
+    assert found["library"]["contender"] == "second"
+    assert (found["library"]["low"], found["library"]["median"], found["library"]["high"]) == (2.0, 2.0, 2.25)
+
+
+def test_steps_take_turns(monkeypatch):
+    monkeypatch.setattr(timing, "SLOW", float("inf"))
+    calls = []
+    steps = {name: functools.partial(calls.append, name) for name in "abc"}
+    times = timing.interleaved(steps, device=CPU, seconds=0.0)
+    assert [len(each) for each in times.values()] == [timing.RUNS[0]] * 3
+    warm, measured = calls[: 3 * timing.WARM_UP], calls[3 * timing.WARM_UP :]
+    assert warm == list("abc") * timing.WARM_UP
+    rounds = ["".join(measured[at : at + 3]) for at in range(0, len(measured), 3)]
+    assert rounds == ["abc", "bca", "cab", "abc", "bca"]
+
+
+def test_graphs_are_timed_where_they_can_be_captured(monkeypatch):
+    steps = {name: functools.partial(int, place) for place, name in enumerate(("first", "waits", "breaks"))}
+
+    def captured(step, device):
+        if step is steps["waits"]:
+            raise timing.WaitsForDevice("it waits")
+        if step is steps["breaks"]:
+            raise RuntimeError("it cannot be")
+        return step
+
+    monkeypatch.setattr(timing, "captured", captured)
+    monkeypatch.setattr(timing, "_clock", lambda device: timing._cpu_clock)
+    monkeypatch.setattr(timing, "peak_bytes", lambda step, device: 7)
+    monkeypatch.setattr(paired, "_synchronize", lambda device: None)
+    monkeypatch.setattr(paired, "_answers", lambda device: True)
+    outcome = paired.compare(
+        {name: off_by(0.0, step=step) for name, step in steps.items()},
+        exact=EXACT,
+        eager=EAGER,
+        ours=(),
+        baselines={"first": ("first",)},
+        device=torch.device("cuda"),
+        seconds=0.001,
+    )
+    found = outcome["contenders"]
+    assert all(each["status"] == "ok" and each["peak_bytes"] == 7 and "step_ms" in each for each in found.values())
+    assert found["first"]["graph_faster_than"]["first"]["median"] == 1.0
+    assert found["waits"]["no_graph"] == "it waits" and "graph_ms" not in found["waits"]
+    assert found["breaks"]["no_graph"] == "RuntimeError: it cannot be" and outcome["restart_process"]

@@ -1,0 +1,116 @@
+"""The tables: what is written can be read back with the formats' own libraries, and equal tables are equal files."""
+
+import builtins
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from bgs.embedding.tables import WRITERS, Table, check_output, write_table
+
+FILES = ["b.mp4", "a folder/größe.mp4", "c.mp4"]
+ABOUT = {"model": "größe", "preprocess": {"frames": 4}, "layers": None}
+
+
+@pytest.fixture
+def table():
+    return Table(FILES, np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32), None, ABOUT)
+
+
+@pytest.fixture
+def layered():
+    return Table(FILES, np.random.default_rng(0).normal(size=(3, 2, 5)).astype(np.float32), [0, 6], ABOUT)
+
+
+def test_parquet(tmp_path, table, layered):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra parquet is not installed")
+    write_table(tmp_path / "t.parquet", table)
+    found = parquet.read_table(tmp_path / "t.parquet")
+    assert str(found.schema.field("embedding").type) == "fixed_size_list<element: float>[5]"
+    assert found.column("file").to_pylist() == FILES and found.column_names == ["file", "embedding"]
+    assert np.array_equal(np.stack(found.column("embedding").to_numpy()), table.embeddings)
+    assert json.loads(found.schema.metadata[b"bgs"]) == ABOUT
+    write_table(tmp_path / "t.parquet", layered)
+    found = parquet.read_table(tmp_path / "t.parquet")
+    assert found.column_names == ["file", "layer_0", "layer_6"]
+    for place, name in enumerate(["layer_0", "layer_6"]):
+        assert np.array_equal(np.stack(found.column(name).to_numpy()), layered.embeddings[:, place])
+
+
+def test_npz(tmp_path, table, layered):
+    write_table(tmp_path / "t.npz", table)
+    with np.load(tmp_path / "t.npz", allow_pickle=False) as found:
+        assert sorted(found) == ["about", "embeddings", "files"]
+        assert found["files"].tolist() == FILES and np.array_equal(found["embeddings"], table.embeddings)
+        assert json.loads(str(found["about"])) == ABOUT
+    write_table(tmp_path / "t.npz", layered)
+    with np.load(tmp_path / "t.npz", allow_pickle=False) as found:
+        assert found["layers"].tolist() == [0, 6] and np.array_equal(found["embeddings"], layered.embeddings)
+
+
+def test_safetensors(tmp_path, layered):
+    write_table(tmp_path / "t.safetensors", layered)
+    with safe_open(tmp_path / "t.safetensors", framework="numpy") as found:
+        assert np.array_equal(found.get_tensor("embeddings"), layered.embeddings)
+        assert json.loads(found.metadata()["bgs"]) == {"files": FILES, "about": ABOUT}
+
+
+def test_equal_tables_are_equal_files_in_every_process(tmp_path):
+    suffixes = [suffix for suffix in WRITERS if suffix != ".parquet" or importlib.util.find_spec("pyarrow")]
+    program = (
+        "import sys; from pathlib import Path; import numpy as np\n"
+        "from bgs.embedding.tables import Table, write_table\n"
+        "table = Table(['a', 'b'], np.arange(6, dtype=np.float32).reshape(2, 3), None, {k: k for k in 'abcdefgh'})\n"
+        "for path in sys.argv[1:]: write_table(Path(path), table)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    theirs = [tmp_path / f"theirs{suffix}" for suffix in suffixes]
+    subprocess.run([sys.executable, "-c", program, *theirs], check=True, env=environment)
+    table = Table(["a", "b"], np.arange(6, dtype=np.float32).reshape(2, 3), None, {k: k for k in "hgfedcba"})
+    for path in theirs:
+        write_table(tmp_path / f"ours{path.suffix}", table)
+        assert path.read_bytes() == (tmp_path / f"ours{path.suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_a_table_appears_whole_or_not_at_all(tmp_path, table, suffix, monkeypatch):
+    def half(path, table):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setitem(WRITERS, suffix, half)
+    with pytest.raises(OSError, match="disk full"):
+        write_table(tmp_path / f"t{suffix}", table)
+    assert not list(tmp_path.iterdir())
+
+
+def test_outputs_that_cannot_be(tmp_path):
+    for name, suffix in (("t.csv", r"'\.csv'"), ("t", "''")):
+        with pytest.raises(ValueError, match=f"has suffix {suffix}; expected one of .parquet, .npz, .safetensors"):
+            check_output(tmp_path / name, False)
+    with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/gone for t.npz"):
+        check_output(tmp_path / "gone/t.npz", False)
+    (tmp_path / "t.npz").touch()
+    with pytest.raises(FileExistsError, match="t.npz is there already; --overwrite replaces it"):
+        check_output(tmp_path / "t.npz", False)
+    check_output(tmp_path / "t.npz", True)
+    (tmp_path / "f.npz").mkdir()
+    with pytest.raises(FileExistsError, match="f.npz is a folder"):
+        check_output(tmp_path / "f.npz", True)
+
+
+def test_parquet_without_pyarrow_says_how_to_get_it(tmp_path, monkeypatch):
+    def refuse(name, *arguments, importing=builtins.__import__):
+        if name.startswith("pyarrow"):
+            raise ModuleNotFoundError("No module named 'pyarrow'")
+        return importing(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ImportError, match=r"pip install 'bgs-kernels\[parquet\]'; \.npz and \.safetensors do not"):
+        check_output(tmp_path / "t.parquet", False)
+    check_output(tmp_path / "t.npz", False)
