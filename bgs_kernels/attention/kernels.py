@@ -3,7 +3,8 @@ cosines and sines. Heads of a few rows have their own, in ``small_kernels``.
 
 A head is one block of columns or two (D1, and D2 beside it or 0): 80 columns are 64 and 16, where a block of 128 would
 multiply by zero three times in eight. A probability is exp2(s * c - top) of a score s, with c = scale * log2(e), which
-is one multiplication and addition and one exponential.
+is one multiplication and addition and one exponential. Strides come in UNITs of entries, so that the compiler knows
+of what they are multiples and loads 16 bytes at a time.
 
 Prefixes: p_ pointer, b_ block in registers, o_ offsets, m_ mask, i_ what a program is for, n_ number.
 """
@@ -87,6 +88,7 @@ def turn_heads(
     stride_h,
     stride_n,
     stride_d,
+    UNIT: tl.constexpr,
     D: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     BM: tl.constexpr,
@@ -101,12 +103,13 @@ def turn_heads(
     m_n = o_n < N
     b_cos = load_rows(p_cos, o_n * D, 1, m_n, 0, BD, D, False)
     b_sin = load_rows(p_sin, o_n * D, 1, m_n, 0, BD, D, False)
-    p_x += i_b * stride_b + (i_group * BH).to(tl.int64) * stride_h
+    p_x += (i_b * stride_b + (i_group * BH).to(tl.int64) * stride_h) * UNIT
     p_turned += (i_b * N * H + i_group * BH) * D
+    step = tl.full((), UNIT, tl.int64)
     for _ in range(i_group * BH, tl.minimum(i_group * BH + BH, H)):
-        b_x = load_rows(p_x, o_n * stride_n, stride_d, m_n, 0, BD, D, False)
+        b_x = load_rows(p_x, o_n * stride_n * UNIT, stride_d, m_n, 0, BD, D, False)
         store_rows(p_turned, o_n * H * D, m_n, turned(b_x, b_cos, b_sin, TRANSPOSED), 0, BD, D)
-        p_x += stride_h
+        p_x += step * stride_h
         p_turned += D
 
 
@@ -128,6 +131,7 @@ def rope_kernel(
     stride_y_h,
     stride_y_n,
     stride_y_d,
+    UNIT: tl.constexpr,
     D: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     BM: tl.constexpr,
@@ -139,12 +143,12 @@ def rope_kernel(
     if tl.program_id(1) == 0:
         turn_heads(
             p_x, p_turned_x, p_cos, p_sin, H, N, stride_x_b, stride_x_h, stride_x_n, stride_x_d,
-            D, TRANSPOSED, BM, BD, BH,
+            UNIT, D, TRANSPOSED, BM, BD, BH,
         )  # fmt: skip
     else:
         turn_heads(
             p_y, p_turned_y, p_cos, p_sin, H, N, stride_y_b, stride_y_h, stride_y_n, stride_y_d,
-            D, TRANSPOSED, BM, BD, BH,
+            UNIT, D, TRANSPOSED, BM, BD, BH,
         )  # fmt: skip
 
 
@@ -187,6 +191,7 @@ def add_keys(
     stride_k_d,
     stride_v_m,
     stride_v_d,
+    UNIT: tl.constexpr,
     D: tl.constexpr,
     D1: tl.constexpr,
     D2: tl.constexpr,
@@ -196,7 +201,7 @@ def add_keys(
 ):
     """Add a block of keys, the first M of o_m, to the running maxima, sums and outputs of a block of queries."""
     m_m = o_m < M
-    b_k1, b_k2 = load_head(p_k, o_m * stride_k_m, stride_k_d, m_m, D, D1, D2, WHOLE)
+    b_k1, b_k2 = load_head(p_k, o_m * stride_k_m * UNIT, stride_k_d, m_m, D, D1, D2, WHOLE)
     b_s = products(b_q1, b_q2, b_k1, b_k2, D2, PRECISION)
     if HAS_MASK:
         b_mask = tl.load(p_mask + o_m, mask=m_m, other=0)
@@ -212,7 +217,7 @@ def add_keys(
     b_out1 = b_out1 * b_less[:, None]
     if D2 > 0:
         b_out2 = b_out2 * b_less[:, None]
-    b_v1, b_v2 = load_head(p_v, o_m * stride_v_m, stride_v_d, m_m, D, D1, D2, WHOLE)
+    b_v1, b_v2 = load_head(p_v, o_m * stride_v_m * UNIT, stride_v_d, m_m, D, D1, D2, WHOLE)
     b_out1, b_out2 = add_products(b_out1, b_out2, b_p, b_v1, b_v2, D2, PRECISION)
     return b_new, b_sum, b_taking, b_out1, b_out2
 
@@ -241,6 +246,7 @@ def attention_fwd_kernel(
     stride_v_h,
     stride_v_m,
     stride_v_d,
+    UNIT: tl.constexpr,
     D: tl.constexpr,
     D1: tl.constexpr,
     D2: tl.constexpr,
@@ -259,10 +265,10 @@ def attention_fwd_kernel(
     c = scale * LOG2_E
     o_out = ((i_b * N + o_n) * H + i_h) * D
     b_q1, b_q2 = load_head(
-        p_q + i_b * stride_q_b + i_h * stride_q_h, o_n * stride_q_n, stride_q_d, m_n, D, D1, D2, False
+        p_q + (i_b * stride_q_b + i_h * stride_q_h) * UNIT, o_n * stride_q_n * UNIT, stride_q_d, m_n, D, D1, D2, False
     )
-    p_k += i_b * stride_k_b + i_h * stride_k_h
-    p_v += i_b * stride_v_b + i_h * stride_v_h
+    p_k += (i_b * stride_k_b + i_h * stride_k_h) * UNIT
+    p_v += (i_b * stride_v_b + i_h * stride_v_h) * UNIT
     p_mask += i_b * M
     b_top = tl.full((BM,), -float("inf"), tl.float32)
     b_sum = tl.zeros((BM,), tl.float32)
@@ -275,15 +281,15 @@ def attention_fwd_kernel(
     for _ in range(0, n_whole, BN):
         b_top, b_sum, b_taking, b_out1, b_out2 = add_keys(
             b_top, b_sum, b_taking, b_out1, b_out2, b_q1, b_q2, p_k, p_v, p_mask, o_m, BN, c,
-            stride_k_m, stride_k_d, stride_v_m, stride_v_d, D, D1, D2, HAS_MASK, True, PRECISION,
+            stride_k_m, stride_k_d, stride_v_m, stride_v_d, UNIT, D, D1, D2, HAS_MASK, True, PRECISION,
         )  # fmt: skip
-        p_k += step * stride_k_m
-        p_v += step * stride_v_m
+        p_k += step * stride_k_m * UNIT
+        p_v += step * stride_v_m * UNIT
         p_mask += BN
     if n_whole < M:
         b_top, b_sum, b_taking, b_out1, b_out2 = add_keys(
             b_top, b_sum, b_taking, b_out1, b_out2, b_q1, b_q2, p_k, p_v, p_mask, o_m, M - n_whole, c,
-            stride_k_m, stride_k_d, stride_v_m, stride_v_d, D, D1, D2, HAS_MASK, False, PRECISION,
+            stride_k_m, stride_k_d, stride_v_m, stride_v_d, UNIT, D, D1, D2, HAS_MASK, False, PRECISION,
         )  # fmt: skip
     if HAS_MASK:
         b_sum = tl.where(tl.max(b_taking, 0) == 0, 1.0, b_sum)  # without any key the output is 0 and the maximum -inf
@@ -323,6 +329,7 @@ def add_keys_of_gradient(
     stride_k_d,
     stride_v_m,
     stride_v_d,
+    UNIT: tl.constexpr,
     D: tl.constexpr,
     D1: tl.constexpr,
     D2: tl.constexpr,
@@ -332,14 +339,14 @@ def add_keys_of_gradient(
 ):
     """Add what a block of keys, the first M of o_m, gives to the gradient of a block of queries."""
     m_m = o_m < M
-    b_k1, b_k2 = load_head(p_k, o_m * stride_k_m, stride_k_d, m_m, D, D1, D2, WHOLE)
+    b_k1, b_k2 = load_head(p_k, o_m * stride_k_m * UNIT, stride_k_d, m_m, D, D1, D2, WHOLE)
     b_p = tl.exp2(products(b_q1, b_q2, b_k1, b_k2, D2, PRECISION) * c - b_lse[:, None])
     if HAS_MASK:
         m_m = tl.load(p_mask + o_m, mask=m_m, other=0) != 0
         b_p = tl.where(m_m[None, :], b_p, 0.0)
     elif not WHOLE:
         b_p = tl.where(m_m[None, :], b_p, 0.0)
-    b_v1, b_v2 = load_head(p_v, o_m * stride_v_m, stride_v_d, o_m < M, D, D1, D2, WHOLE)
+    b_v1, b_v2 = load_head(p_v, o_m * stride_v_m * UNIT, stride_v_d, o_m < M, D, D1, D2, WHOLE)
     b_ds = b_p * (products(b_do1, b_do2, b_v1, b_v2, D2, PRECISION) - b_delta[:, None])
     return add_products(b_dq1, b_dq2, b_ds, b_k1, b_k2, D2, PRECISION)
 
@@ -408,6 +415,7 @@ def attention_bwd_queries_kernel(
     stride_do_h,
     stride_do_n,
     stride_do_d,
+    UNIT: tl.constexpr,
     D: tl.constexpr,
     D1: tl.constexpr,
     D2: tl.constexpr,
@@ -427,10 +435,24 @@ def attention_bwd_queries_kernel(
     o_n = (tl.program_id(0) % n_blocks * BM + tl.arange(0, BM)).to(tl.int64)
     m_n = o_n < N
     b_do1, b_do2 = load_head(
-        p_do + i_b * stride_do_b + i_h * stride_do_h, o_n * stride_do_n, stride_do_d, m_n, D, D1, D2, False
+        p_do + (i_b * stride_do_b + i_h * stride_do_h) * UNIT,
+        o_n * stride_do_n * UNIT,
+        stride_do_d,
+        m_n,
+        D,
+        D1,
+        D2,
+        False,
     )
     b_out1, b_out2 = load_head(
-        p_out + i_b * stride_out_b + i_h * stride_out_h, o_n * stride_out_n, stride_out_d, m_n, D, D1, D2, False
+        p_out + (i_b * stride_out_b + i_h * stride_out_h) * UNIT,
+        o_n * stride_out_n * UNIT,
+        stride_out_d,
+        m_n,
+        D,
+        D1,
+        D2,
+        False,
     )
     b_delta = tl.sum(b_do1.to(tl.float32) * b_out1.to(tl.float32), 1)
     if D2 > 0:
@@ -440,10 +462,17 @@ def attention_bwd_queries_kernel(
         c = scale * LOG2_E
         b_lse = load_lse(p_lse + i_pair.to(tl.int64) * N, o_n, m_n, HAS_MASK)
         b_q1, b_q2 = load_head(
-            p_q + i_b * stride_q_b + i_h * stride_q_h, o_n * stride_q_n, stride_q_d, m_n, D, D1, D2, False
+            p_q + (i_b * stride_q_b + i_h * stride_q_h) * UNIT,
+            o_n * stride_q_n * UNIT,
+            stride_q_d,
+            m_n,
+            D,
+            D1,
+            D2,
+            False,
         )
-        p_k += i_b * stride_k_b + i_h * stride_k_h
-        p_v += i_b * stride_v_b + i_h * stride_v_h
+        p_k += (i_b * stride_k_b + i_h * stride_k_h) * UNIT
+        p_v += (i_b * stride_v_b + i_h * stride_v_h) * UNIT
         p_mask += i_b * M
         b_dq1 = tl.zeros((BM, D1), tl.float32)
         b_dq2 = tl.zeros((BM, D2 if D2 > 0 else 16), tl.float32)
@@ -453,15 +482,15 @@ def attention_bwd_queries_kernel(
         for _ in range(0, n_whole, BN):
             b_dq1, b_dq2 = add_keys_of_gradient(
                 b_dq1, b_dq2, b_q1, b_q2, b_do1, b_do2, b_lse, b_delta, p_k, p_v, p_mask, o_m, BN, c,
-                stride_k_m, stride_k_d, stride_v_m, stride_v_d, D, D1, D2, HAS_MASK, True, PRECISION,
+                stride_k_m, stride_k_d, stride_v_m, stride_v_d, UNIT, D, D1, D2, HAS_MASK, True, PRECISION,
             )  # fmt: skip
-            p_k += step * stride_k_m
-            p_v += step * stride_v_m
+            p_k += step * stride_k_m * UNIT
+            p_v += step * stride_v_m * UNIT
             p_mask += BN
         if n_whole < M:
             b_dq1, b_dq2 = add_keys_of_gradient(
                 b_dq1, b_dq2, b_q1, b_q2, b_do1, b_do2, b_lse, b_delta, p_k, p_v, p_mask, o_m, M - n_whole, c,
-                stride_k_m, stride_k_d, stride_v_m, stride_v_d, D, D1, D2, HAS_MASK, False, PRECISION,
+                stride_k_m, stride_k_d, stride_v_m, stride_v_d, UNIT, D, D1, D2, HAS_MASK, False, PRECISION,
             )  # fmt: skip
         o_dq = ((i_b * N + o_n) * H + i_h) * D
         store_gradient(p_dq, o_dq, m_n, b_dq1 * scale, b_dq2 * scale, p_cos, p_sin, o_n, HAS_ROPE, D, D1, D2)
@@ -489,6 +518,7 @@ def add_queries_of_gradient(
     stride_q_d,
     stride_do_n,
     stride_do_d,
+    UNIT: tl.constexpr,
     D: tl.constexpr,
     D1: tl.constexpr,
     D2: tl.constexpr,
@@ -499,12 +529,12 @@ def add_queries_of_gradient(
     """Add what a block of queries, the first N of o_n, gives to the gradients of a block of keys and values; tiles are
     (keys, queries)."""
     m_n = o_n < N
-    b_q1, b_q2 = load_head(p_q, o_n * stride_q_n, stride_q_d, m_n, D, D1, D2, WHOLE)
+    b_q1, b_q2 = load_head(p_q, o_n * stride_q_n * UNIT, stride_q_d, m_n, D, D1, D2, WHOLE)
     b_lse = load_lse(p_lse, o_n, m_n, HAS_MASK)
     b_p = tl.exp2(products(b_k1, b_k2, b_q1, b_q2, D2, PRECISION) * c - b_lse[None, :])
     if HAS_MASK:
         b_p = tl.where(b_mask[:, None], b_p, 0.0)
-    b_do1, b_do2 = load_head(p_do, o_n * stride_do_n, stride_do_d, m_n, D, D1, D2, WHOLE)
+    b_do1, b_do2 = load_head(p_do, o_n * stride_do_n * UNIT, stride_do_d, m_n, D, D1, D2, WHOLE)
     b_dv1, b_dv2 = add_products(b_dv1, b_dv2, b_p, b_do1, b_do2, D2, PRECISION)
     b_delta = tl.load(p_delta + o_n, mask=m_n, other=0.0)
     b_ds = b_p * (products(b_v1, b_v2, b_do1, b_do2, D2, PRECISION) - b_delta[None, :])
@@ -545,6 +575,7 @@ def attention_bwd_keys_kernel(
     stride_do_h,
     stride_do_n,
     stride_do_d,
+    UNIT: tl.constexpr,
     D: tl.constexpr,
     D1: tl.constexpr,
     D2: tl.constexpr,
@@ -564,16 +595,16 @@ def attention_bwd_keys_kernel(
     m_m = o_m < M
     c = scale * LOG2_E
     b_k1, b_k2 = load_head(
-        p_k + i_b * stride_k_b + i_h * stride_k_h, o_m * stride_k_m, stride_k_d, m_m, D, D1, D2, False
+        p_k + (i_b * stride_k_b + i_h * stride_k_h) * UNIT, o_m * stride_k_m * UNIT, stride_k_d, m_m, D, D1, D2, False
     )
     b_v1, b_v2 = load_head(
-        p_v + i_b * stride_v_b + i_h * stride_v_h, o_m * stride_v_m, stride_v_d, m_m, D, D1, D2, False
+        p_v + (i_b * stride_v_b + i_h * stride_v_h) * UNIT, o_m * stride_v_m * UNIT, stride_v_d, m_m, D, D1, D2, False
     )
     b_mask = m_m
     if HAS_MASK:
         b_mask = tl.load(p_mask + i_b * M + o_m, mask=m_m, other=0) != 0
-    p_q += i_b * stride_q_b + i_h * stride_q_h
-    p_do += i_b * stride_do_b + i_h * stride_do_h
+    p_q += (i_b * stride_q_b + i_h * stride_q_h) * UNIT
+    p_do += (i_b * stride_do_b + i_h * stride_do_h) * UNIT
     p_lse += i_pair.to(tl.int64) * N
     p_delta += i_pair.to(tl.int64) * N
     b_dk1 = tl.zeros((BN, D1), tl.float32)
@@ -586,16 +617,16 @@ def attention_bwd_keys_kernel(
     for _ in range(0, n_whole, BM):
         b_dk1, b_dk2, b_dv1, b_dv2 = add_queries_of_gradient(
             b_dk1, b_dk2, b_dv1, b_dv2, b_k1, b_k2, b_v1, b_v2, b_mask, p_q, p_do, p_lse, p_delta, o_n, BM, c,
-            stride_q_n, stride_q_d, stride_do_n, stride_do_d, D, D1, D2, HAS_MASK, True, PRECISION,
+            stride_q_n, stride_q_d, stride_do_n, stride_do_d, UNIT, D, D1, D2, HAS_MASK, True, PRECISION,
         )  # fmt: skip
-        p_q += step * stride_q_n
-        p_do += step * stride_do_n
+        p_q += step * stride_q_n * UNIT
+        p_do += step * stride_do_n * UNIT
         p_lse += BM
         p_delta += BM
     if n_whole < N:
         b_dk1, b_dk2, b_dv1, b_dv2 = add_queries_of_gradient(
             b_dk1, b_dk2, b_dv1, b_dv2, b_k1, b_k2, b_v1, b_v2, b_mask, p_q, p_do, p_lse, p_delta, o_n, N - n_whole, c,
-            stride_q_n, stride_q_d, stride_do_n, stride_do_d, D, D1, D2, HAS_MASK, False, PRECISION,
+            stride_q_n, stride_q_d, stride_do_n, stride_do_d, UNIT, D, D1, D2, HAS_MASK, False, PRECISION,
         )  # fmt: skip
     o_rows = ((i_b * M + o_m) * H + i_h) * D
     store_gradient(p_dv, o_rows, m_m, b_dv1, b_dv2, p_cos, p_sin, o_m, False, D, D1, D2)

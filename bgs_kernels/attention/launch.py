@@ -60,11 +60,12 @@ def launch_rope(
             return turned
         block = tuning.power_of_two(width, 2, 4096)
         block_rows = max(ROPE_ENTRIES // block, 1)
+        unit = unit_of(*given)
         n_programs = sets * tuning.blocks(heads, ROPE_HEADS) * tuning.blocks(rows, block_rows)
         rope_kernel[(n_programs, len(given))](
             given[0], given[-1], turned[0], turned[-1], cos.contiguous(), sin.contiguous(), heads, rows,
-            *given[0].stride(), *given[-1].stride(),
-            D=width, TRANSPOSED=transposed, BM=block_rows, BD=block, BH=ROPE_HEADS, num_warps=4, **FUSION,
+            *strides(unit, given[0], given[-1]),
+            UNIT=unit, D=width, TRANSPOSED=transposed, BM=block_rows, BD=block, BH=ROPE_HEADS, num_warps=4, **FUSION,
         )  # fmt: skip
         return turned
 
@@ -112,10 +113,12 @@ def launch_forward(
                 turned_query, turned_key = query, key
         if not attended.numel():
             return attended, lse, turned_query, turned_key
+        unit = unit_of(query, key, value)
+        words["UNIT"] = unit
         if block is not None:
             small_fwd_kernel[(tuning.blocks(sets * heads, SMALL_HEADS),)](
                 query, key, value, mask, attended, lse, sets, heads, rows, others, scale,
-                *query.stride(), *key.stride(), *value.stride(),
+                *strides(unit, query, key, value),
                 BH=SMALL_HEADS, BM=block, BD=tuning.power_of_two(width, defaults.LEAST, 128),
                 num_warps=SMALL_HEADS, **words,
             )  # fmt: skip
@@ -125,7 +128,7 @@ def launch_forward(
             first, second = defaults.parts(width)
             attention_fwd_kernel[(sets * heads * tuning.blocks(rows, tiles.rows),)](
                 query, key, value, mask, attended, lse, heads, rows, others, scale,
-                *query.stride(), *key.stride(), *value.stride(), D1=first, D2=second,
+                *strides(unit, query, key, value), D1=first, D2=second,
                 BM=tiles.rows, BN=tiles.others, num_warps=tiles.warps, num_stages=tiles.stages, **words,
             )  # fmt: skip
 
@@ -179,13 +182,15 @@ def launch_backward(
         ]
         mask = query if key_mask is None else as_numbers(key_mask)
         lse = lse.contiguous()
+        unit = unit_of(query, key, value, attended, upstream)
         words: dict[str, Any] = {"HAS_MASK": key_mask is not None, "PRECISION": precision(), "D": width, **FUSION}
+        words["UNIT"] = unit
         if not query.numel():  # keys at which no query looks
             gradients = [gradient.zero_() for gradient in gradients]
         elif block is not None:
             small_bwd_kernel[(tuning.blocks(sets * heads, SMALL_HEADS),)](
                 query, key, value, mask, upstream, *gradients, sets, heads, rows, others, scale,
-                *query.stride(), *key.stride(), *value.stride(), *upstream.stride(),
+                *strides(unit, query, key, value, upstream),
                 BH=SMALL_HEADS, BM=block, BD=tuning.power_of_two(width, defaults.LEAST, 128),
                 num_warps=SMALL_HEADS, **words,
             )  # fmt: skip
@@ -199,7 +204,7 @@ def launch_backward(
                 attention_bwd_queries_kernel[(sets * heads * tuning.blocks(rows, tiles.rows),)](
                     query, key, value, *table, mask, attended, upstream, lse, delta, gradients[0],
                     heads, rows, others, scale,
-                    *query.stride(), *key.stride(), *value.stride(), *attended.stride(), *upstream.stride(),
+                    *strides(unit, query, key, value, attended, upstream),
                     WITH_GRADIENT=by_query,
                     BM=tiles.rows, BN=tiles.others, num_warps=tiles.warps, num_stages=tiles.stages, **words,
                 )  # fmt: skip
@@ -208,7 +213,7 @@ def launch_backward(
                 attention_bwd_keys_kernel[(sets * heads * tuning.blocks(others, tiles.others),)](
                     query, key, value, *table, mask, upstream, lse, delta, *gradients[1:],
                     heads, rows, others, scale,
-                    *query.stride(), *key.stride(), *value.stride(), *upstream.stride(),
+                    *strides(unit, query, key, value, upstream),
                     BM=tiles.rows, BN=tiles.others, num_warps=tiles.warps, num_stages=tiles.stages, **words,
                 )  # fmt: skip
 
@@ -239,6 +244,19 @@ def chosen(
     words = (f"attention {what}", tuning.name(query.device), query.dtype, precision(), width, masked)
     key_of_call = (*words, *tuning.size_class(sets * heads, rows, key.shape[2]))
     return tuning.autotuned(key_of_call, default(rows, key.shape[2], width, **kind), defaults.CANDIDATES, run)
+
+
+def unit_of(*given: torch.Tensor) -> int:
+    """Count the entries of which the strides of sets, heads and rows are given in multiples. It is one but where Triton
+    would not see that they are multiples of 16 bytes: it asks a number only whether it is a multiple of 16."""
+    unit = 16 // given[0].element_size()
+    steps = [stride for x in given for stride in x.stride()[:3]]
+    return 1 if any(step % unit for step in steps) or not any(step % 16 for step in steps) else unit
+
+
+def strides(unit: int, *given: torch.Tensor) -> tuple[int, ...]:
+    """Give the strides of (B, H, N, D), those of sets, heads and rows in units."""
+    return tuple(each for x in given for each in (*(stride // unit for stride in x.stride()[:3]), x.stride(3)))
 
 
 def as_numbers(mask: torch.Tensor) -> torch.Tensor:

@@ -14,11 +14,24 @@ from bgs_kernels.pairwise.kernels import product, rounded
 
 
 @triton.jit
-def load_sets(p_x, i_b, i_h, o_rows, m_rows, stride_b, stride_h, stride_n, stride_d, D: tl.constexpr, BD: tl.constexpr):
+def load_sets(
+    p_x,
+    i_b,
+    i_h,
+    o_rows,
+    m_rows,
+    stride_b,
+    stride_h,
+    stride_n,
+    stride_d,
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+):
     """Load the rows of several heads, (heads, rows, BD), 0 outside the mask (heads, rows, 1) and beyond D."""
     o_d = tl.arange(0, BD)
-    p_block = p_x + (i_b * stride_b + i_h * stride_h)[:, None, None]
-    p_block += (o_rows * stride_n)[None, :, None] + (o_d.to(tl.int64) * stride_d)[None, None, :]
+    p_block = p_x + ((i_b * stride_b + i_h * stride_h) * UNIT)[:, None, None]
+    p_block += (o_rows * stride_n * UNIT)[None, :, None] + (o_d.to(tl.int64) * stride_d)[None, None, :]
     return tl.load(p_block, mask=m_rows & (o_d < D)[None, None, :], other=0.0)
 
 
@@ -85,6 +98,7 @@ def small_fwd_kernel(
     stride_v_h,
     stride_v_m,
     stride_v_d,
+    UNIT: tl.constexpr,
     D: tl.constexpr,
     HAS_MASK: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -100,9 +114,9 @@ def small_fwd_kernel(
     m_pair = i_b < B
     m_n = m_pair[:, None, None] & (o_rows < N)[None, :, None]
     m_m = m_pair[:, None, None] & (o_rows < M)[None, :, None]
-    b_q = load_sets(p_q, i_b, i_h, o_rows, m_n, stride_q_b, stride_q_h, stride_q_n, stride_q_d, D, BD)
-    b_k = load_sets(p_k, i_b, i_h, o_rows, m_m, stride_k_b, stride_k_h, stride_k_m, stride_k_d, D, BD)
-    b_v = load_sets(p_v, i_b, i_h, o_rows, m_m, stride_v_b, stride_v_h, stride_v_m, stride_v_d, D, BD)
+    b_q = load_sets(p_q, i_b, i_h, o_rows, m_n, stride_q_b, stride_q_h, stride_q_n, stride_q_d, UNIT, D, BD)
+    b_k = load_sets(p_k, i_b, i_h, o_rows, m_m, stride_k_b, stride_k_h, stride_k_m, stride_k_d, UNIT, D, BD)
+    b_v = load_sets(p_v, i_b, i_h, o_rows, m_m, stride_v_b, stride_v_h, stride_v_m, stride_v_d, UNIT, D, BD)
     b_p, b_sum, b_top = shares_of_sets(b_q, b_k, p_mask, i_b, o_rows, m_pair, M, scale, HAS_MASK, PRECISION)
     o_lse = (i_pair * N)[:, None] + o_rows[None, :]
     tl.store(p_lse + o_lse, b_top * LN_2 + tl.log(b_sum), mask=m_pair[:, None] & (o_rows < N)[None, :])
@@ -141,6 +155,7 @@ def small_bwd_kernel(
     stride_do_h,
     stride_do_n,
     stride_do_d,
+    UNIT: tl.constexpr,
     D: tl.constexpr,
     HAS_MASK: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -157,10 +172,10 @@ def small_bwd_kernel(
     m_pair = i_b < B
     m_n = m_pair[:, None, None] & (o_rows < N)[None, :, None]
     m_m = m_pair[:, None, None] & (o_rows < M)[None, :, None]
-    b_q = load_sets(p_q, i_b, i_h, o_rows, m_n, stride_q_b, stride_q_h, stride_q_n, stride_q_d, D, BD)
-    b_k = load_sets(p_k, i_b, i_h, o_rows, m_m, stride_k_b, stride_k_h, stride_k_m, stride_k_d, D, BD)
-    b_v = load_sets(p_v, i_b, i_h, o_rows, m_m, stride_v_b, stride_v_h, stride_v_m, stride_v_d, D, BD)
-    b_do = load_sets(p_do, i_b, i_h, o_rows, m_n, stride_do_b, stride_do_h, stride_do_n, stride_do_d, D, BD)
+    b_q = load_sets(p_q, i_b, i_h, o_rows, m_n, stride_q_b, stride_q_h, stride_q_n, stride_q_d, UNIT, D, BD)
+    b_k = load_sets(p_k, i_b, i_h, o_rows, m_m, stride_k_b, stride_k_h, stride_k_m, stride_k_d, UNIT, D, BD)
+    b_v = load_sets(p_v, i_b, i_h, o_rows, m_m, stride_v_b, stride_v_h, stride_v_m, stride_v_d, UNIT, D, BD)
+    b_do = load_sets(p_do, i_b, i_h, o_rows, m_n, stride_do_b, stride_do_h, stride_do_n, stride_do_d, UNIT, D, BD)
     b_p, b_sum, _ = shares_of_sets(b_q, b_k, p_mask, i_b, o_rows, m_pair, M, scale, HAS_MASK, PRECISION)
     b_p = b_p / b_sum[:, :, None]
     b_dp = products_of_sets(b_do, b_v, PRECISION)

@@ -9,6 +9,9 @@ from bgs_kernels.tuning import INTERPRETED, Tiles, blocks, power_of_two
 LEAST = 16
 """The narrowest block that tensor cores multiply."""
 
+LARGE = ((9, 0), (10, 0))
+"""The compute capabilities whose matrix units read what they multiply from shared memory, not from registers."""
+
 
 def parts(width: int) -> tuple[int, int]:
     """Cut a head into one block of columns, or two (the second is 0 otherwise) where that leaves fewer without content:
@@ -45,7 +48,7 @@ def forward_tiles(
         return Tiles(64 if precision == "tf32" else 16, 32, width, warps=4, stages=2)
     if width <= 96 and takes_short_blocks(queries):
         return Tiles(64, 64, width, warps=4, stages=3)
-    if width > 96 and capability not in ((9, 0), (10, 0)):
+    if width > 96 and capability not in LARGE:
         return Tiles(128, 32, width, warps=8, stages=3)
     return Tiles(128, 64, width, warps=8, stages=3)
 
@@ -56,7 +59,7 @@ def query_gradient_tiles(
     """Choose the blocks of queries and keys of the gradient by the queries; arguments as those of ``forward_tiles``."""
     if INTERPRETED:
         return Tiles(32, 64, width)
-    large = capability in ((9, 0), (10, 0))
+    large = capability in LARGE
     if not raw:
         if precision == "tf32" and (large or width <= 64):
             return Tiles(64 if large else 32, 32, width, warps=4, stages=2)
@@ -73,15 +76,14 @@ def key_gradient_tiles(
     ``forward_tiles``."""
     if INTERPRETED:
         return Tiles(32, 64, width)
-    large = capability in ((9, 0), (10, 0))
+    large = capability in LARGE
     if not raw:
         if precision == "tf32" and width <= 64:
             return Tiles(32, 64 if large else 32, width, warps=4, stages=2)
         return Tiles(16, 16, width, warps=4, stages=2)
-    if width <= 96 and takes_short_blocks(keys):
+    if width <= (96 if large else 64) and takes_short_blocks(keys):
         return Tiles(32, 64, width, warps=4, stages=3)
-    widest = {(9, 0): 80, (10, 0): 128}.get(capability, 64) if capability else 64
-    if width <= widest:
+    if width <= {(9, 0): 80, (10, 0): 128}.get(capability or (8, 0), 32):
         return Tiles(64, 128, width, warps=8, stages=3)
     if large or width <= 96:
         return Tiles(32, 128, width, warps=8, stages=3)

@@ -82,12 +82,12 @@ class Recorder:
         self.calls.append((self.kernel, signature, constants, hints, options))
 
 
-def recorded(call):
+def recorded(call, modules=(launch, pairwise)):
     """Run a call with every kernel of the modules that launch them replaced, and give what was asked of the kernels."""
     calls = []
     kernels = [
         (module, name, kernel)
-        for module in (launch, pairwise)
+        for module in modules
         for name, kernel in vars(module).items()
         if isinstance(kernel, triton.JITFunction)
     ]
