@@ -49,6 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="what the model computes in; auto is bf16 on a GPU that has it and fp32 elsewhere (default: auto)",
     )
+    parser.add_argument(
+        "--accelerate",
+        action=argparse.BooleanOptionalAction,
+        help="whether fused kernels run what they can of the model (default: on a GPU)",
+    )
     parser.add_argument("--workers", type=int, help="files decoded at a time (default: the number of cores)")
     return parser
 
@@ -63,12 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bgs.embedding.run import choose_device, embed_files
     from bgs.embedding.sources import find_videos
     from bgs.embedding.tables import check_output
+    from bgs.models.fused import run_fused
     from bgs.models.loading import load_embedder
 
     try:
         check_output(options.output, options.overwrite)
         files = find_videos(options.inputs)
         embedder = load_embedder(options.model, device=choose_device(options.device), frames=options.frames)
+        run_fused(embedder.backbone, options.accelerate)
         outcome = embed_files(
             embedder,
             files,

@@ -26,6 +26,7 @@ from bgs.embedding.shards import Shard, Shards
 from bgs.embedding.tables import Table, write_table
 from bgs.models import Embedder
 from bgs.models.batching import clips_per_batch
+from bgs.models.fused import is_fused
 from bgs.models.layers import Layers, layer_numbers
 from bgs.precision import chosen_precision
 
@@ -180,6 +181,7 @@ def describe(
         "preprocess": clips.preprocess.to_dict(),
         "decoder": clips.decoder,
         "precision": precision,
+        "accelerated": is_fused(backbone),
         "clips_per_batch": clips_per_batch,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": {"bgs": bgs.__version__} | {package: version(package) for package in PACKAGES},

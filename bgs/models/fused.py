@@ -6,6 +6,7 @@ import logging
 
 from bgs.models.backbone import Backbone
 from bgs_kernels import accelerate
+from bgs_kernels.patch import Fused
 
 logger = logging.getLogger(__name__)
 
@@ -30,3 +31,8 @@ def run_fused(backbone: Backbone, wanted: bool | None = None) -> None:
         logger.info("%s: not accelerated: %s", backbone.name, error)
         return
     logger.info("%s: %s", backbone.name, report)
+
+
+def is_fused(backbone: Backbone) -> bool:
+    """Tell whether fused kernels run any part of a backbone."""
+    return any(isinstance(module, Fused) for module in backbone.modules())

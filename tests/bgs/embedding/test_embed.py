@@ -1,5 +1,6 @@
 """`python -m bgs.embed` from end to end: people's videos, of all sizes and rates, and what is wrong with some."""
 
+import json
 import os
 import re
 import subprocess
@@ -155,6 +156,17 @@ def test_an_output_is_replaced_when_asked(videos, model_folder, tmp_path):
     output.write_bytes(b"before")
     assert main([*videos, "--model", str(model_folder), "--output", str(output), "--overwrite"]) == 0
     assert output.stat().st_size > 7 * 24 * 4
+
+
+def test_fused_kernels_are_chosen_and_recorded(videos, model_folder, tmp_path):
+    found = {}
+    for name, words in (("plain", ["--no-accelerate"]), ("fused", ["--accelerate"])):
+        output = tmp_path / f"{name}.npz"
+        assert main([*videos, "--model", str(model_folder), "--output", str(output), *words]) == 0
+        with np.load(output) as content:
+            assert json.loads(str(content["about"]))["accelerated"] is (name == "fused")
+            found[name] = content["embeddings"]
+    np.testing.assert_allclose(found["fused"], found["plain"], atol=1e-5)
 
 
 @pytest.mark.parametrize(

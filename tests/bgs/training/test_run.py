@@ -91,7 +91,7 @@ def test_fused_kernels_change_neither_the_run_nor_what_is_saved(small: Path, tmp
     for name, run in runs.items():
         more = ("--tune", "lora", "--accelerate", "true" if name == "fused" else "false")
         Run(settings(small, run, *more), progress=False).execute()
-    model, fused = (bgs.load(run).state_dict() for run in runs.values())
+    model, fused = (bgs.load(run)[0].state_dict() for run in runs.values())
     assert all(torch.equal(model[name], fused[name]) for name in model)
     files = {path.relative_to(runs["plain"]) for path in (runs["plain"] / "model").rglob("*") if path.is_file()}
     for file in files:
@@ -132,7 +132,7 @@ def test_choices_are_trained_saved_and_evaluated(more: list[str], small: Path, t
     config = settings(small, run, "--epochs", "1", *more)
     result = Run(config, progress=False).execute()
     assert evaluate_run(run, resamples=20).to_dict() == result.trained.to_dict()
-    loaded = bgs.load(run)
+    loaded, _ = bgs.load(run)
     assert loaded.pooling == config.pooling
     if config.size is not None:
         assert [loaded.preprocess.height, loaded.preprocess.width] == [32, 48]
