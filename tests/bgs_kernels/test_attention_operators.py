@@ -44,7 +44,7 @@ def fused(backend):
     return importlib.import_module("bgs_kernels.attention.fused")
 
 
-@pytest.mark.parametrize(("kind", "of_rows"), zip(KINDS, (torch.float32, torch.bfloat16) * 2, strict=True))
+@pytest.mark.parametrize(("kind", "of_rows"), list(zip(KINDS, (torch.float32, torch.bfloat16) * 2, strict=True)))
 def test_attention_is_a_sound_operator(fused, kind, of_rows):
     given, how = made(kind, of_rows, heads=1)
     arguments = inputs_of_operator(given, how)
