@@ -214,16 +214,26 @@ def choose(op: str, backend: str, request: Request) -> str:
     name: str
     name, asked_by = _asked(op, backend)
     if name == "auto":
-        name = next(
-            each
-            for each in _preferred(op, request)
-            if why_not(op, each, request) is None and _passes_over(op, each, request) is None
-        )
-    else:
-        reason = why_not(op, name, request)
-        if reason is not None:
-            raise ValueError(f"{op}: backend {name!r} (from {asked_by}) cannot serve this call: {reason}")
+        return automatic(op, request)
+    reason = why_not(op, name, request)
+    if reason is not None:
+        raise ValueError(f"{op}: backend {name!r} (from {asked_by}) cannot serve this call: {reason}")
     return name
+
+
+def automatic(op: str, request: Request) -> str:
+    """Name the backend that "auto" takes for a call, whatever is asked for: an op that is a step of another one's
+    backend need not have a backend of that name.
+
+    Args:
+        op: the op's name.
+        request: the call.
+    """
+    return next(
+        each
+        for each in _preferred(op, request)
+        if why_not(op, each, request) is None and _passes_over(op, each, request) is None
+    )
 
 
 def _preferred(op: str, request: Request) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,6 +29,10 @@ KNOWN = ((8, 0), (9, 0), (10, 0))
 
 LARGE = ((9, 0), (10, 0))
 """Those among them whose compilers keep the larger tiles in registers."""
+
+
+Choice = TypeVar("Choice", bound=Hashable)
+"""Tiles, or tiles and a way to use them."""
 
 
 @dataclass(frozen=True)
@@ -191,11 +196,11 @@ BACKWARD_CANDIDATES = tuple(
 
 def autotuned(
     key: tuple[object, ...],
-    default: Tiles,
-    others: Iterable[Tiles],
-    run: Callable[[Tiles], object],
+    default: Choice,
+    others: Iterable[Choice],
+    run: Callable[[Choice], object],
     time: Callable[[Callable[[], object]], float] | None = None,
-) -> Tiles:
+) -> Choice:
     """Take the fastest of several tiles, timed once for every key, or the default where no search is asked for.
 
     Args:
@@ -208,11 +213,12 @@ def autotuned(
     Returns:
         The choice; candidates that do not compile or do not fit are passed over.
     """
-    if key in _best:
-        return _best[key]
+    best: dict[tuple[object, ...], Choice] = _best
+    if key in best:
+        return best[key]
     if INTERPRETED or os.environ.get(ENVIRONMENT_VARIABLE) != "1" or torch.cuda.is_current_stream_capturing():
         return default
-    if key not in _best:
+    if key not in best:
         if time is None:
             from triton.testing import do_bench
 
@@ -223,9 +229,9 @@ def autotuned(
                 times[tiles] = time(functools.partial(run, tiles))
             except Exception as error:  # a tile that the compiler or the chip refuses is only not chosen
                 LOG.debug("%s: %s does not run: %s", key, tiles, error)
-        _best[key] = min(times, key=times.__getitem__) if times else default
-        LOG.info("%s: %s at %.4f ms", key, _best[key], times.get(_best[key], float("nan")))
-    return _best[key]
+        best[key] = min(times, key=times.__getitem__) if times else default
+        LOG.info("%s: %s at %.4f ms", key, best[key], times.get(best[key], float("nan")))
+    return best[key]
 
 
 def size_class(*sizes: int) -> tuple[int, ...]:
@@ -233,4 +239,4 @@ def size_class(*sizes: int) -> tuple[int, ...]:
     return tuple(size.bit_length() for size in sizes)
 
 
-_best: dict[tuple[object, ...], Tiles] = {}
+_best: dict[tuple[object, ...], Any] = {}

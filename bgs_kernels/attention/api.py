@@ -147,6 +147,8 @@ def attention(
 
 
 def _check_table(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    if x.shape[-1] % 2:
+        raise ValueError(f"cos: turns pairs of entries, but a head is {x.shape[-1]} wide, an odd number")
     for name, table in (("cos", cos), ("sin", sin)):
         check_tensor(name, table, kind="a floating-point")
         if table.shape != x.shape[-2:] or table.device != x.device:
@@ -158,6 +160,9 @@ def _check_table(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
             raise ValueError(f"{name}: is a constant and gets no gradient, but requires one; pass it detached")
 
 
+dispatch.register("rope_3d", "triton", "bgs_kernels.attention.fused")
 dispatch.register("rope_3d", "reference", "bgs_kernels.attention.reference")
+dispatch.register("attention", "triton", "bgs_kernels.attention.fused")
+dispatch.register("attention", "flash", "bgs_kernels.attention.flash")
 dispatch.register("attention", "sdpa", "bgs_kernels.attention.library")
 dispatch.register("attention", "reference", "bgs_kernels.attention.reference")

@@ -51,8 +51,8 @@ def rope_table(
     * "tiled": entry e of a group turns by frequency e mod D / 2, as V-JEPA 2.0 does: the entries of a pair turn by
       different angles, which its weights were trained with.
 
-    The angles are computed in ``dtype`` whatever the model computes in: in bfloat16 a position of 200 and one of 201
-    are the same. Tables of a grid are kept: do not write into them.
+    The angles are computed in ``dtype`` whatever the model computes in: bfloat16 knows an angle of 31 rad, that of the
+    last of 32 frames, to 0.06 rad. Tables of a grid are kept: do not write into them.
 
     Args:
         grid: tokens by time, height and width; N is their product.

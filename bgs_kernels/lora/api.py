@@ -192,5 +192,7 @@ def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | Non
     return tensor.to(dtype) if on else tensor
 
 
+dispatch.register("lora_linear", "triton", "bgs_kernels.lora.fused")
+dispatch.register("lora_qkv", "triton", "bgs_kernels.lora.fused")
 dispatch.register("lora_linear", "reference", "bgs_kernels.lora.reference")
 dispatch.register("lora_qkv", "reference", "bgs_kernels.lora.reference")

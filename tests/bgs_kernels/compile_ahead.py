@@ -82,12 +82,12 @@ class Recorder:
         self.calls.append((self.kernel, signature, constants, hints, options))
 
 
-def recorded(call):
+def recorded(call, modules=(launch, pairwise)):
     """Run a call with every kernel of the modules that launch them replaced, and give what was asked of the kernels."""
     calls = []
     kernels = [
         (module, name, kernel)
-        for module in (launch, pairwise)
+        for module in modules
         for name, kernel in vars(module).items()
         if isinstance(kernel, triton.JITFunction)
     ]
@@ -301,21 +301,19 @@ def resources(kernel) -> dict[str, int]:
     return {"registers": registers, "stack": stack, "local": local, "shared": kernel.metadata.shared}
 
 
-def main(target: int, everything: bool) -> None:
-    capability = divmod(target, 10)
-    expected, choices = defaults(capability), set()
-    tuning.capability = lambda device: capability
-    for name in ("forward_tiles", "backward_tiles"):
-        setattr(tuning, name, chosen_by(getattr(tuning, name), choices))
-    shapes = ((251, 128), (10_001, 1_024)) if everything else ((10_001, 1_024),)
-    plan = [(True, TILED, *each) for each in calls_for_tiles(PRODUCTS + OTHER_PRODUCTS * everything, shapes)]
-    if target == 90 or everything:  # what follows differs in arithmetic, not in what a generation of GPUs can hold
-        plan += [(True, (), *each) for each in calls_for_words()]
-        plan += [(False, (), *each) for each in calls_of_odd_shapes()]
+def report(plan, modules, target):
+    """Compile every kernel that calls ask for, once, and print a line for each.
+
+    Args:
+        plan: (is_even, names, precision, call): whether the call's kernels must stay in registers, the names of those
+            that are compiled or () for all, the precision of float32 products, and the call.
+        modules: those that launch the kernels.
+        target: the compute capability times ten.
+    """
     seen = set()
     for is_even, names, precision, call in plan:
         torch.set_float32_matmul_precision(MATMUL[precision])
-        for kernel, signature, constants, hints, options in recorded(call):
+        for kernel, signature, constants, hints, options in recorded(call, modules):
             key = json.dumps([kernel.__name__, signature, constants, sorted(hints), options])
             if key in seen or (names and kernel.__name__ not in names):
                 continue
@@ -334,6 +332,20 @@ def main(target: int, everything: bool) -> None:
                 "float_atomics": bool(re.search(r"\b(atom|red)\.[\w.:]*\.(f16|bf16|f32|f64)", ptx)),
             }
             print(json.dumps(line), flush=True)
+
+
+def main(target: int, everything: bool) -> None:
+    capability = divmod(target, 10)
+    expected, choices = defaults(capability), set()
+    tuning.capability = lambda device: capability
+    for name in ("forward_tiles", "backward_tiles"):
+        setattr(tuning, name, chosen_by(getattr(tuning, name), choices))
+    shapes = ((251, 128), (10_001, 1_024)) if everything else ((10_001, 1_024),)
+    plan = [(True, TILED, *each) for each in calls_for_tiles(PRODUCTS + OTHER_PRODUCTS * everything, shapes)]
+    if target == 90 or everything:  # what follows differs in arithmetic, not in what a generation of GPUs can hold
+        plan += [(True, (), *each) for each in calls_for_words()]
+        plan += [(False, (), *each) for each in calls_of_odd_shapes()]
+    report(plan, (launch, pairwise), target)
     if expected - choices:
         raise AssertionError(f"tiles that no call asked for: {sorted(expected - choices, key=str)}")
 

@@ -3,6 +3,7 @@ here, but those that the module names in ``WITHOUT``; one that takes ``dtype`` a
 serves. A new backend needs no new test.
 """
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 
@@ -75,6 +76,31 @@ def seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same random numbers in every run, and no backend chosen from outside."""
     torch.manual_seed(0)
     monkeypatch.delenv("BGS_BACKEND", raising=False)
+
+
+def empty_rubbish(*shape, **options):
+    buffer = torch.empty(*shape, **options)
+    return buffer.fill_(float("nan") if buffer.is_floating_point() else -(2**30) - 7)
+
+
+class TorchWithRubbish:
+    """torch, but for what it says is empty."""
+
+    empty = staticmethod(empty_rubbish)
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+@pytest.fixture
+def fill_with_rubbish(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make what modules believe to be empty buffers rubbish."""
+
+    def fill(*modules: str) -> None:
+        for name in modules:
+            monkeypatch.setattr(importlib.import_module(name), "torch", TorchWithRubbish())
+
+    return fill
 
 
 @pytest.fixture

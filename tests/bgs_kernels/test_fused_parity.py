@@ -112,30 +112,14 @@ def identifier(case):
     return "-".join(map(name_of, case.values()))
 
 
-def empty_rubbish(*shape, **options):
-    buffer = torch.empty(*shape, **options)
-    return buffer.fill_(NAN if buffer.is_floating_point() else -(2**30) - 7)
-
-
-class TorchWithRubbish:
-    """torch, but for what it says is empty."""
-
-    empty = staticmethod(empty_rubbish)
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
-
-
 @pytest.fixture(autouse=True)
-def rubbish(monkeypatch, backend):
+def rubbish(fill_with_rubbish, backend):
     """Hand the kernels buffers full of rubbish."""
     if backend == "triton":
-        modules = ("bgs_kernels.hybrid_loss.launch", "bgs_kernels.pairwise.fused")
+        fill_with_rubbish("bgs_kernels.hybrid_loss.launch", "bgs_kernels.pairwise.fused")
     else:
-        modules = ("bgs_kernels.hybrid_loss.native", "bgs_kernels.pairwise.native")
+        fill_with_rubbish("bgs_kernels.hybrid_loss.native", "bgs_kernels.pairwise.native")
         native.module.poison(True)
-    for name in modules:
-        monkeypatch.setattr(importlib.import_module(name), "torch", TorchWithRubbish())
     yield
     if backend == "native":
         native.module.poison(False)

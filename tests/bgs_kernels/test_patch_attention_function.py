@@ -122,7 +122,7 @@ def test_dropout_of_attention_weights_is_transformers_own(served):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (dict(attention_mask=torch.rand(2, 1, 4, 6) > 0.5), "the mask is not one of keys"),
+        (dict(attention_mask=torch.eye(4, 6, dtype=torch.bool).expand(2, 1, 4, 6)), "the mask is not one of keys"),
         (dict(attention_mask=torch.zeros(2, 1, 1, 6)), "the mask is not one of keys"),
         (dict(attention_mask=torch.ones(2, 4, 1, 6, dtype=torch.bool)), "the mask is not one of keys"),
         (dict(dropout=0.1), "attention weights are dropped out"),
@@ -132,7 +132,7 @@ def test_dropout_of_attention_weights_is_transformers_own(served):
         (dict(position_bias=torch.zeros(2, 4, 4, 6)), "a call with position_bias"),
         (dict(key=torch.zeros(2, 2, 6, 8)), "queries, keys and values differ in heads or width"),
     ],
-    ids=str,
+    ids=("rows", "added", "heads", "dropout", "causal", "causal by default", "softcap", "position bias", "few keys"),
 )
 def test_calls_that_are_not_served(served, change, reason):
     taken = []

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModel
 from bgs.models import LoraSettings, apply_lora, check_adapters_receive_gradient, load_backbone
 from bgs.models.lora import adapter_parameters
 from bgs.models.vjepa21 import VJEPA21Config, VJEPA21Model, modeling
+from bgs_kernels import accelerate
 
 SMALL = dict(hidden_size=24, num_hidden_layers=4, num_attention_heads=2, crop_size=32, frames_per_clip=4)
 
@@ -86,7 +87,7 @@ def defined(weights: dict[str, Tensor], clip: Tensor, heads: int, patch: int, ou
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "fused"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gives_the_known_outputs(dtype, attention, checkpointing, vjepa21_known):
     width = vjepa21_known["weights"]["img_mod_embed"].shape[-1]
@@ -94,10 +95,12 @@ def test_gives_the_known_outputs(dtype, attention, checkpointing, vjepa21_known)
         hidden_size=width,
         num_hidden_layers=12,
         num_attention_heads=vjepa21_known["heads"],
-        attn_implementation=attention,
+        attn_implementation="sdpa" if attention == "fused" else attention,
     )
     model = VJEPA21Model(config).to(dtype)
     model.load_state_dict(vjepa21_known["weights"], strict=True)
+    if attention == "fused":
+        assert accelerate(model).count == 12
     model.train(checkpointing)  # recomputed only then
     if checkpointing:
         recompute_in_backward(model)

@@ -1,0 +1,129 @@
+"""The Triton kernels of attention build for three generations of GPUs, none of which need be there, and fit.
+``BGS_COMPILE_ALL=1`` compiles every width of head with every tile, for changes of kernels and tiles."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+"""Bytes of shared memory that a program may have, by compute capability; what is compiled for 8.0 are the tiles of all
+other GPUs as well, of which the smallest have 99 KiB."""
+
+MOST_REGISTERS = 255
+REGISTERS = 65536
+"""Registers of a thread and of a multiprocessor."""
+
+AT_WILL = 32
+"""Bytes that the assembler may put on a stack with registers left, to make room for one more program."""
+
+A_FEW = 16
+"""Bytes on a stack, four registers, that are not worth a smaller tile."""
+
+HALVES = ("bf16", "fp16")
+
+TRUTHS = {"False", "True"}
+VALUES = {
+    **dict.fromkeys(("HAS_MASK", "HAS_ROPE", "WITH_GRADIENT", "TRANSPOSED"), TRUTHS),
+    "PRECISION": {"ieee", "tf32", "tf32x3"},
+    "UNIT": {"1", "8"},
+}
+
+
+@pytest.fixture(scope="module", params=SHARED)
+def target(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def built(target):
+    """Compile for a target, in a process that never had TRITON_INTERPRET."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
+    more = ["--all"] if os.environ.get("BGS_COMPILE_ALL") == "1" else []
+    command = [sys.executable, str(Path(__file__).with_name("compile_ahead_attention.py")), str(target), *more]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_kernels_fit(built, target):
+    assert not [each for each in built if each["rows"] in HALVES and each["shared"] > SHARED[target]]
+    assert not [each for each in built if each["shared"] > SHARED[90]]
+
+
+def test_halves_stay_in_registers(built):
+    """A whole head of float32 does not, and strides of any number cost registers for addresses."""
+    halves = [each for each in built if each["even"] and each["rows"] in HALVES]
+    spilt = [each for each in halves if each["stack"] + each["local"] > A_FEW]
+    assert not [each for each in spilt if each["registers"] >= MOST_REGISTERS or each["stack"] > AT_WILL]
+
+
+def test_no_sum_depends_on_the_order_of_programs(built):
+    assert not [each for each in built if each["float_atomics"]]
+
+
+def products(built):
+    return [each for each in built if each["kernel"] != "rope_kernel" and each["words"].get("WITH_GRADIENT", True)]
+
+
+def test_products_run_on_tensor_cores(built, target):
+    assert all(each["tensor_cores"] for each in products(built) if each["rows"] in HALVES)
+    if target == 90:
+        large = [each for each in products(built) if each["rows"] in HALVES and each["words"]["BM"] >= 32]
+        large = [each for each in large if each["kernel"].startswith("attention")]
+        assert {each["kernel"] for each in large} >= {"attention_fwd_kernel", "attention_bwd_keys_kernel"}
+        assert all(each["wgmma"] for each in large)
+
+
+def test_memory_is_read_16_bytes_at_a_time(built):
+    """Whatever the head's width: 88 entries are a multiple of 16 bytes, but 88 is no multiple of 16."""
+    assert all(each["wide_loads"] for each in built if each["even"])
+    if any(each["words"].get("UNIT") == 8 for each in built):
+        return
+    raise AssertionError("no head whose width is no multiple of 16")
+
+
+def test_two_programs_of_the_forward_share_a_multiprocessor(built, target):
+    """One computes exponentials while the other one multiplies: at the 64 columns that most models have."""
+    if target != 90:
+        pytest.skip("chosen for compute capability 9.0")
+    forward = [each for each in built if each["kernel"] == "attention_fwd_kernel" and each["rows"] in HALVES]
+    usual = [each for each in forward if each["words"]["D"] == 64 and not each["words"]["HAS_MASK"]]
+    assert usual
+    for each in usual:
+        assert 2 * each["warps"] * 32 * each["registers"] <= REGISTERS
+        assert 2 * (each["shared"] + 1024) <= 228 * 1024
+
+
+def test_every_value_of_every_word_is_compiled(built, target):
+    if target != 90:
+        pytest.skip("only the tiles depend on the generation")
+    found = defaultdict(lambda: defaultdict(set))
+    for each in built:
+        for word, value in each["words"].items():
+            found[each["kernel"]][word].add(str(value))
+    assert set(found) == {
+        "rope_kernel",
+        "attention_fwd_kernel",
+        "attention_bwd_queries_kernel",
+        "attention_bwd_keys_kernel",
+        "small_fwd_kernel",
+        "small_bwd_kernel",
+    }
+    small = {("small_fwd_kernel", "PRECISION"), ("small_bwd_kernel", "PRECISION"), ("small_fwd_kernel", "UNIT")}
+    small.add(("small_bwd_kernel", "UNIT"))
+    missing = {
+        (kernel, word): VALUES[word] - values
+        for kernel, words in found.items()
+        for word, values in words.items()
+        if word in VALUES and (kernel, word) not in small and VALUES[word] - values - {"4"}
+    }
+    assert not missing
