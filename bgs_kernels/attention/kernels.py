@@ -300,16 +300,6 @@ def attention_fwd_kernel(
 
 
 @triton.jit
-def load_lse(p_lse, o_n, m_n, HAS_MASK: tl.constexpr):
-    """Load the log-sum-exps of rows as exponents of 2; infinite where nothing of a row may count, which has no key or
-    lies outside."""
-    b_lse = tl.load(p_lse + o_n, mask=m_n, other=float("inf"))
-    if HAS_MASK:
-        b_lse = tl.where(b_lse == -float("inf"), float("inf"), b_lse)
-    return b_lse * LOG2_E
-
-
-@triton.jit
 def add_keys_of_gradient(
     b_dq1,
     b_dq2,
@@ -460,7 +450,7 @@ def attention_bwd_queries_kernel(
     tl.store(p_delta + i_pair.to(tl.int64) * N + o_n, b_delta, mask=m_n)
     if WITH_GRADIENT:
         c = scale * LOG2_E
-        b_lse = load_lse(p_lse + i_pair.to(tl.int64) * N, o_n, m_n, HAS_MASK)
+        b_lse = tl.load(p_lse + i_pair.to(tl.int64) * N + o_n, mask=m_n, other=float("inf")) * LOG2_E
         b_q1, b_q2 = load_head(
             p_q + (i_b * stride_q_b + i_h * stride_q_h) * UNIT,
             o_n * stride_q_n * UNIT,
@@ -530,7 +520,7 @@ def add_queries_of_gradient(
     (keys, queries)."""
     m_n = o_n < N
     b_q1, b_q2 = load_head(p_q, o_n * stride_q_n * UNIT, stride_q_d, m_n, D, D1, D2, WHOLE)
-    b_lse = load_lse(p_lse, o_n, m_n, HAS_MASK)
+    b_lse = tl.load(p_lse + o_n, mask=m_n, other=float("inf")) * LOG2_E  # a row that is not there has no probabilities
     b_p = tl.exp2(products(b_k1, b_k2, b_q1, b_q2, D2, PRECISION) * c - b_lse[None, :])
     if HAS_MASK:
         b_p = tl.where(b_mask[:, None], b_p, 0.0)

@@ -119,7 +119,8 @@ def made(case):
     if case["mask"] == "some":
         mask = torch.rand(sets, keys) < 0.6
         mask[0] = False
-        mask[1, -1] = True
+        mask[1, keys // 2 :] = False  # the last blocks have none
+        mask[1, 0] = True
     upstream = torch.randn(sets, rows, heads, width).to(case["dtype"]).transpose(1, 2)
     return given, {"rope": rope, "key_mask": mask}, upstream
 
@@ -193,6 +194,13 @@ def poisoned(name, value, rows):
     given = {each: torch.randn(2, 2, rows, 16) for each in ("query", "key", "value")}
     given[name][1, 0, rows // 2, 3] = value
     return list(given.values())
+
+
+@pytest.mark.parametrize("rows", [20, 70])
+def test_scores_that_are_all_far_below_zero(rows):
+    """A key that is not there has a score of 0 and would have a probability of e^300."""
+    query, key, value = torch.ones(1, 2, rows, 16), torch.rand(1, 2, rows, 16) - 20, torch.randn(1, 2, rows, 16)
+    assert_parity((query, key, value), {"scale": 1.0}, torch.randn(1, 2, rows, 16), off=2**-16)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in the interpreter
