@@ -423,7 +423,10 @@ H = torch.rand(4, 4)
             dict(embeddings=X.expand(2, 4, 2), lengths=torch.tensor([4, 3])),
             "triplets: index 3 out of range for 3 embeddings (set 1, row 1)",
         ),
-        (dict(backend="cuda"), "hybrid_loss: unknown backend 'cuda', expected one of auto, triton, native, reference"),
+        (
+            dict(backend="cuda"),
+            "hybrid_loss: unknown backend 'cuda', expected one of auto, triton, native, flash, sdpa, reference",
+        ),
     ],
 )
 def test_errors(arguments, message):
