@@ -235,10 +235,11 @@ def triplet_bwd_kernel(
         i_column = o_place % 3
         for turn in tl.static_range(1, 3):
             i_other = (i_column + turn) % 3
-            o_other = tl.load(p_triplets + o_t * stride_t_t + i_other * stride_t_c, mask=m_e, other=0).to(tl.int64)
+            o_other = tl.load(p_triplets + o_t * stride_t_t + i_other * stride_t_c, mask=m_e, other=0)
             # the pairs ij, ik, jk of the columns 0, 1, 2 are numbered by the sum of two columns less 1
             b_c = tl.load(p_by_distance + o_t * 3 + i_column + i_other - 1, mask=m_e, other=0.0)
             m_other = m_e & (o_other >= 0) & (o_other < n_rows)
+            o_other = o_other.to(tl.int64)
             b_scale_o, b_mean_o, b_unit_o = load_statistics(p_stats, o_other, m_other, N, METRIC)
             b_u = unit_rows(p_x, o_other * stride_x_n, stride_x_d, o_d, m_other, D, b_scale_o, b_mean_o, b_unit_o)
             if METRIC != "dot":
