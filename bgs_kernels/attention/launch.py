@@ -201,12 +201,14 @@ def launch_backward(
             delta = torch.empty((sets, heads, rows), dtype=torch.float32, device=query.device)
 
             def run_queries(tiles: tuning.Tiles) -> None:
+                raw, capability = query.dtype != torch.float32, tuning.capability(query.device)
+                registers = defaults.most_registers(tiles, width, raw=raw, capability=capability)
                 attention_bwd_queries_kernel[(sets * heads * tuning.blocks(rows, tiles.rows),)](
                     query, key, value, *table, mask, attended, upstream, lse, delta, gradients[0],
                     heads, rows, others, scale,
                     *strides(unit, query, key, value, attended, upstream),
-                    WITH_GRADIENT=by_query,
-                    BM=tiles.rows, BN=tiles.others, num_warps=tiles.warps, num_stages=tiles.stages, **words,
+                    WITH_GRADIENT=by_query, BM=tiles.rows, BN=tiles.others,
+                    num_warps=tiles.warps, num_stages=tiles.stages, maxnreg=registers, **words,
                 )  # fmt: skip
 
             def run_keys(tiles: tuning.Tiles) -> None:

@@ -69,6 +69,13 @@ def query_gradient_tiles(
     return Tiles(128, 64 if large or width <= 96 else 32, width, warps=8, stages=3)
 
 
+def most_registers(tiles: Tiles, width: int, *, raw: bool, capability: tuple[int, int] | None) -> int | None:
+    """Give the registers that a thread of the gradient by the queries may have, None for any number: with 128 two
+    programs share a multiprocessor, with 134, the few more that turning back takes, they do not. The compiler keeps
+    what does not fit in memory across the loop, and nothing in it (the tests look)."""
+    return 128 if raw and capability == (9, 0) and tiles.warps == 8 and width <= 64 else None
+
+
 def key_gradient_tiles(
     queries: int, keys: int, width: int, *, raw: bool, precision: str, capability: tuple[int, int] | None
 ) -> Tiles:

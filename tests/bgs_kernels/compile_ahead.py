@@ -61,7 +61,7 @@ class Recorder:
     def __getitem__(self, grid):
         return self.record
 
-    def record(self, *arguments, num_warps, enable_fp_fusion, num_stages=DEFAULT_STAGES, **words):
+    def record(self, *arguments, num_warps, enable_fp_fusion, num_stages=DEFAULT_STAGES, maxnreg=None, **words):
         signature, constants, hints = {}, dict(words), {}
         given = dict(zip(self.kernel.arg_names, arguments, strict=False)) | words
         assert list(given) == self.kernel.arg_names[: len(arguments)] + list(words)
@@ -79,6 +79,7 @@ class Recorder:
             if even:
                 hints[(place,)] = [["tt.divisibility", 16]]
         options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": enable_fp_fusion}
+        options |= {} if maxnreg is None else {"maxnreg": maxnreg}
         self.calls.append((self.kernel, signature, constants, hints, options))
 
 

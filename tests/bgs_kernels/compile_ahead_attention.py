@@ -6,10 +6,12 @@ import functools
 import itertools
 import json
 import re
+import subprocess
 import sys
+import tempfile
 
 import torch
-from compile_ahead import MATMUL, compiled, recorded, resources
+from compile_ahead import MATMUL, compiled, cuobjdump, recorded, resources
 
 from bgs_kernels import tuning
 from bgs_kernels.attention import launch, tiles
@@ -49,7 +51,7 @@ def turning(rows, width, *, dtype=torch.bfloat16, transposed=True):
 
 def calls_for_tiles(capability, everything):
     """Give (precision, kernel, call) so that every tile that halves get by default is asked for with the widest head
-    that gets it, or with every width, and with the least and the most that it may hold."""
+    that gets it, with the most that it may hold, or with every width and with the least as well."""
     for name, choose in CHOICES.items():
         widest = {}
         for rows, width in itertools.product(ROWS, WIDTHS):
@@ -57,8 +59,9 @@ def calls_for_tiles(capability, everything):
             key = tuple(vars(chosen)[each] for each in ("rows", "others", "warps", "stages"))
             widest[(key, width) if everything else key] = (rows, width)
         for rows, width in widest.values():
-            yield "ieee", name, functools.partial(attention, rows, width)
             yield "ieee", name, functools.partial(attention, rows, width, rope=True, mask=True)
+            if everything:
+                yield "ieee", name, functools.partial(attention, rows, width)
 
 
 def calls_for_words(everything):
@@ -66,6 +69,7 @@ def calls_for_words(everything):
     and kind of float32 product, in the sizes of models."""
     partial = functools.partial
     yield "ieee", "", partial(attention, 8192, 64)
+    yield "ieee", "attention_bwd_queries_kernel", partial(attention, 8192, 64, rope=True)
     yield "ieee", "attention_fwd_kernel", partial(attention, 1568, 64, dtype=torch.float16)
     yield "ieee", "attention_bwd_queries_kernel", partial(attention, 8192, 64, by_query=False)
     yield "ieee", "", partial(attention, 8, 64)
@@ -73,7 +77,7 @@ def calls_for_words(everything):
         yield "ieee", "", partial(attention, block, width, mask=True)
     yield "ieee", "rope_kernel", partial(attention, 2048, 64, rope=True)
     yield "ieee", "rope_kernel", partial(turning, 2048, 88)
-    for precision in ("ieee", "tf32", "tf32x3"):
+    for precision in ("tf32", "tf32x3", *(("ieee",) * everything)):
         yield precision, "", partial(attention, 197, 64, dtype=torch.float32)
         if everything:
             yield precision, "", partial(attention, 8, 64, dtype=torch.float32, mask=True)
@@ -84,6 +88,24 @@ def calls_of_odd_shapes():
     """Give (precision, "", call) that must build but may spill: strides of any number, rows that no block divides."""
     yield "ieee", "", functools.partial(attention, 1569, 88, keys=9, rope=False, mask=True, layout="odd")
     yield "ieee", "", functools.partial(attention, 9, 18, keys=1, layout="odd")
+
+
+def spilled_in_loops(kernel) -> int:
+    """Count the instructions of a kernel's loops that reach for a thread's stack: what is kept there across a loop is
+    stored and loaded once."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        told = subprocess.run([cuobjdump(), "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    code = [(int(place, 16), text) for place, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", told)]
+    assert any("EXIT" in text for _, text in code)
+    loops = []
+    for place, text in code:
+        target = re.search(r"\bBRA\S*\s+(?:\S+,\s*)?0x([0-9a-f]+)", text)
+        if target and int(target[1], 16) < place:
+            loops.append((int(target[1], 16), place))
+    on_stack = [place for place, text in code if re.search(r"\b(LDL|STL)\b", text)]
+    return sum(any(first <= place <= last for first, last in loops) for place in on_stack)
 
 
 def main(target: int, everything: bool) -> None:
@@ -103,6 +125,7 @@ def main(target: int, everything: bool) -> None:
             seen.add(key)
             built = compiled(kernel, signature, constants, hints, options, target)
             ptx = built.asm["ptx"]
+            taken = resources(built)
             line = {
                 "kernel": kernel.__name__,
                 "rows": signature.get("p_q", signature.get("p_x")).removeprefix("*"),
@@ -110,7 +133,8 @@ def main(target: int, everything: bool) -> None:
                 "warps": options["num_warps"],
                 "stages": options["num_stages"],
                 "even": is_even,
-                **resources(built),
+                **taken,
+                "spilled_in_loops": spilled_in_loops(built) if taken["stack"] else 0,
                 "wgmma": "wgmma.mma_async" in ptx,
                 "tensor_cores": bool(re.search(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", ptx)),
                 "wide_loads": bool(re.search(r"cp\.async\.c[ag]\.shared\.global .*0x10|ld\.global\.v4\.b32", ptx)),

@@ -31,7 +31,10 @@ def made(kind, dtype=torch.float32, requires_grad=True, heads=2, width=16):
     if kind in ("mask", "few rows"):
         mask = torch.rand(2, rows) < 0.5
         mask[0] = False
-    return given, {"rope": rope_table((1, 6, 6), width, form="tiled") if kind == "rope" else None, "key_mask": mask}
+    rope = None
+    if kind == "rope":
+        rope = rope_table((1, 6, 6), width, form="tiled", device=given[0].device)
+    return given, {"rope": rope, "key_mask": mask}
 
 
 def inputs_of_operator(given, how):
@@ -106,7 +109,7 @@ def test_compiles_without_graph_breaks(backend, kind):
 def test_compiles_with_the_default_compiler(backend, asked):
     """A layer of a model: one projection, attention on its slices, the projection after it."""
     fused, after = torch.nn.Linear(32, 96), torch.nn.Linear(32, 32)
-    table = rope_table((1, 6, 6), 16, form="true")
+    table = rope_table((1, 6, 6), 16, form="true", device=after.weight.device)
 
     def layer(x):
         rows = fused(x).view(2, 36, 3, 2, 16).permute(2, 0, 3, 1, 4)

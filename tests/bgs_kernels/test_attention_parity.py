@@ -114,7 +114,7 @@ def made(case):
     rope = None
     if case["rope"] != "none":
         grid = (rows // 5, 1, 5) if rows % 5 == 0 else (1, 1, rows)
-        rope = rope_table(grid, width, form=case["rope"], spatial_extent=15.0)
+        rope = rope_table(grid, width, form=case["rope"], spatial_extent=15.0, device=given[0].device)
     mask = None
     if case["mask"] == "some":
         mask = torch.rand(sets, keys) < 0.6
@@ -222,6 +222,25 @@ def test_what_is_not_finite_goes_where_the_reference_has_it_and_no_further(name,
         if what in ("by key", "by value") and masked == "masked":  # nobody looks at the gradient there
             one, two = (each[:, :, torch.arange(rows) != rows // 2] for each in (one, two))
         assert torch.equal(one.isnan(), two.isnan()), what
+
+
+@pytest.mark.parametrize(("rows", "others"), [(16, 128), (128, 16)])
+def test_tiles_of_other_shapes(monkeypatch, rows, others):
+    """What a search may choose: blocks that are higher than wide, wider than high, and larger than what there is."""
+    launch = importlib.import_module("bgs_kernels.attention.launch")
+    monkeypatch.setattr(launch, "chosen", lambda *given: launch.tuning.Tiles(rows, others, 0))
+    query, key, value, upstream = (torch.randn(1, 1, count, 80) for count in (70, 50, 50, 70))
+    assert_parity((query, key, value), {}, upstream)
+
+
+@pytest.mark.parametrize("width", [1, 8, 16, 18, 24, 32, 40, 64, 72, 80, 88, 96, 104, 112, 128])
+def test_heads_are_cut_into_blocks_that_cover_them(width):
+    parts = importlib.import_module("bgs_kernels.attention.tiles").parts
+    first, second = parts(width)
+    assert first + second >= width and all(each == 0 or each & (each - 1) == 0 for each in (first, second))
+    assert first <= width or second == 0  # a first block beside a second is full
+    assert first + second < 2 * max(width, 8)
+    assert parts(80) == (64, 16) and parts(88) == (64, 32) and parts(104) == (128, 0) and parts(18) == (32, 0)
 
 
 def test_same_bits_every_time():

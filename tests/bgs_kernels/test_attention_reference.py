@@ -62,7 +62,9 @@ def test_scale_is_one_over_the_root_of_the_width_by_default():
 def test_backends_compute_one_function(backend, dtype, form, mask):
     """The error may be three times that of one rounding of every step of the formula."""
     given = [torch.randn(2, 12, 2, 16).to(dtype).transpose(1, 2).requires_grad_() for _ in range(3)]
-    table = None if form == "none" else rope_table((2, 2, 3), 16, form=form, dtype=torch.float64)
+    table = None
+    if form != "none":
+        table = rope_table((2, 2, 3), 16, form=form, dtype=torch.float64, device=given[0].device)
     key_mask = {"none": None, "all": torch.ones(2, 12, dtype=torch.bool)}.get(mask, torch.rand(2, 12) < 0.5)
     if key_mask is not None:
         key_mask[:, 3] = True
@@ -98,7 +100,7 @@ def test_log_sum_exp_on_the_backends_that_give_it(backend):
 
 def test_autocast(backend):
     query, key, value = torch.randn(3, 1, 2, 9, 16, requires_grad=True).unbind(0)
-    table = rope_table((1, 3, 3), 16, form="true")
+    table = rope_table((1, 3, 3), 16, form="true", device=query.device)
     with torch.autocast(query.device.type, torch.bfloat16):
         got = attention(query, key, value, rope=table, backend=backend)
     right = attention(*(each.bfloat16() for each in (query, key, value)), rope=table, backend=backend)
@@ -158,13 +160,15 @@ def test_kernels_say_what_they_do_not_serve():
     narrow = rope_table((1, 2, 2), 16, form="true")
     wide = rope_table((1, 2, 2), 16, form="true", dtype=torch.float64)
 
-    def reason(*shape, dtype=torch.float32, device="cpu", rope=None, scale=1.0):
-        tensors = dict.fromkeys(("query", "key", "value"), torch.zeros(shape or Q.shape, dtype=dtype, device=device))
+    def reason(*shape, dtype=torch.float32, device="cuda", rope=None, scale=1.0):
+        with FakeTensorMode():
+            rows = torch.empty(shape or Q.shape, dtype=dtype, device=device)
+        tensors = dict.fromkeys(("query", "key", "value"), rows)
         if rope is not None:
             tensors |= {"cos": rope.cos, "sin": rope.sin}
         return triton.why_not(Request(tensors, {"scale": scale, "return_lse": False}))
 
-    assert reason(rope=narrow) is None or not triton.INTERPRETED
+    assert reason(rope=narrow) is None
     assert reason(dtype=torch.float64) == "query of float64"
     assert reason(device="meta") == "query on meta, not on a CUDA device"
     assert reason(1, 1, 4, 129) == "query of more than 128 columns"
@@ -237,6 +241,21 @@ class TestChoice:
             for head, by_keys in heads.items():
                 assert int(head.removesuffix(" rope")) >= 1
                 assert set(by_keys.values()) <= set(dispatch.BACKENDS) and all(int(least) >= 1 for least in by_keys)
+
+    def test_the_table_is_read_in_a_compiled_function(self, monkeypatch, tmp_path):
+        measured = importlib.import_module("bgs_kernels.attention.measured")
+        file = tmp_path / "fastest.json"
+        file.write_text(json.dumps({"cpu": {"16": {"1": "flash", "4": "triton"}}}))
+        monkeypatch.setattr(measured, "FASTEST", file)
+        monkeypatch.setattr(measured, "_orders_of", {})
+
+        def function(rows):
+            request = Request({"query": rows, "key": rows}, {"return_lse": False})
+            return rows + (measured.passed_over("triton", request) is None)
+
+        compiled = torch.compile(function, fullgraph=True, backend="eager", dynamic=True)
+        for rows in (Q, Q[:, :, :3], Q[..., :8]):
+            assert torch.equal(compiled(rows), torch.full_like(rows, float(rows.shape[2:] == (4, 16))))
 
     def test_on_the_cpu(self):
         tensors = dict.fromkeys(("query", "key", "value"), Q)

@@ -150,7 +150,7 @@ def laid_out(x, layout):
 @pytest.mark.parametrize(("form", "heads", "head_dim"), [("tiled", 3, 64), ("true", 9, 22), ("tiled", 1, 6)])
 def test_turning_on_every_backend(backend, dtype, form, heads, head_dim, layout):
     """Values to one rounding of the dtype, gradients by the transpose of the table's map."""
-    table = rope_table((3, 1, 6), head_dim, form=form, dtype=torch.float64)
+    table = rope_table((3, 1, 6), head_dim, form=form, dtype=torch.float64, device=torch.get_default_device())
     if dtype != torch.float64:
         table = Rope(table.cos.float(), table.sin.float())
     x = laid_out(torch.randn(2, heads, 18, head_dim).to(dtype), layout).requires_grad_()
@@ -168,7 +168,7 @@ def test_turning_on_every_backend(backend, dtype, form, heads, head_dim, layout)
 
 
 def test_turning_is_linear_and_has_a_second_derivative(backend):
-    table = rope_table((1, 2, 2), 8, form="tiled")
+    table = rope_table((1, 2, 2), 8, form="tiled", device=torch.get_default_device())
     x = torch.randn(1, 1, 4, 8, requires_grad=True)
     weight = torch.randn(1, 1, 4, 8)
     (by_x,) = torch.autograd.grad(
@@ -196,7 +196,7 @@ def test_tables_refuse_what_they_cannot_mean(given, message):
 
 
 def test_arguments_are_checked(backend):
-    table = rope_table((1, 2, 2), 8, form="true")
+    table = rope_table((1, 2, 2), 8, form="true", device=torch.get_default_device())
     x = torch.randn(1, 1, 4, 8)
     how = {"backend": backend}
     with pytest.raises(ValueError, match=r"x: expected shape \(B, H, N, D\), got \(4, 8\)"):
