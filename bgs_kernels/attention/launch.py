@@ -126,10 +126,13 @@ def launch_forward(
 
         def run(tiles: tuning.Tiles) -> None:
             first, second = defaults.parts(width)
+            raw, capability = query.dtype != torch.float32, tuning.capability(query.device)
+            registers = defaults.most_registers(tiles, width, raw=raw, capability=capability)
             attention_fwd_kernel[(sets * heads * tuning.blocks(rows, tiles.rows),)](
                 query, key, value, mask, attended, lse, heads, rows, others, scale,
                 *strides(unit, query, key, value), D1=first, D2=second,
-                BM=tiles.rows, BN=tiles.others, num_warps=tiles.warps, num_stages=tiles.stages, **words,
+                BM=tiles.rows, BN=tiles.others,
+                num_warps=tiles.warps, num_stages=tiles.stages, maxnreg=registers, **words,
             )  # fmt: skip
 
         run(chosen("forward", defaults.forward_tiles, query, key, key_mask is not None, run))

@@ -70,9 +70,9 @@ def query_gradient_tiles(
 
 
 def most_registers(tiles: Tiles, width: int, *, raw: bool, capability: tuple[int, int] | None) -> int | None:
-    """Give the registers that a thread of the gradient by the queries may have, None for any number: with 128 two
-    programs share a multiprocessor, with 134, the few more that turning back takes, they do not. The compiler keeps
-    what does not fit in memory across the loop, and nothing in it (the tests look)."""
+    """Give the registers that a thread of the forward and of the gradient by the queries may have, None for any number:
+    with 128 two programs share a multiprocessor, with a few more, which some versions of Triton and turning back take,
+    they do not. The compiler keeps what does not fit in memory across the loop, and nothing in it (the tests look)."""
     return 128 if raw and capability == (9, 0) and tiles.warps == 8 and width <= 64 else None
 
 

@@ -291,15 +291,35 @@ def cuobjdump() -> str:
     return glob.glob(os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump"))[0]
 
 
-def resources(kernel) -> dict[str, int]:
-    """Read registers, and stack and local memory (bytes a thread; spills are there), out of the machine code."""
+def dumped(kernel, option: str) -> str:
+    """Give what cuobjdump tells of the machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        told = subprocess.run([cuobjdump(), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", told)
+        return subprocess.run([cuobjdump(), option, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def resources(kernel) -> dict[str, int]:
+    """Read registers, stack and local memory (bytes a thread; spills are there) and the spills within loops."""
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", dumped(kernel, "-res-usage"))
     registers, stack, local = map(int, found.groups())
-    return {"registers": registers, "stack": stack, "local": local, "shared": kernel.metadata.shared}
+    taken = {"registers": registers, "stack": stack, "local": local, "shared": kernel.metadata.shared}
+    return taken | {"spilled_in_loops": spilled_in_loops(kernel) if stack else 0}
+
+
+def spilled_in_loops(kernel) -> int:
+    """Count the instructions of a kernel's loops that reach for a thread's stack: what is kept there across a loop is
+    stored and loaded once."""
+    code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", dumped(kernel, "-sass"))
+    code = [(int(place, 16), text) for place, text in code]
+    assert any("EXIT" in text for _, text in code)
+    loops = []
+    for place, text in code:
+        target = re.search(r"\bBRA\S*\s+(?:\S+,\s*)?0x([0-9a-f]+)", text)
+        if target and int(target[1], 16) < place:
+            loops.append((int(target[1], 16), place))
+    on_stack = [place for place, text in code if re.search(r"\b(LDL|STL)\b", text)]
+    return sum(any(first <= place <= last for first, last in loops) for place in on_stack)
 
 
 def report(plan, modules, target):

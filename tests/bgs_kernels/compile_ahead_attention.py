@@ -6,12 +6,10 @@ import functools
 import itertools
 import json
 import re
-import subprocess
 import sys
-import tempfile
 
 import torch
-from compile_ahead import MATMUL, compiled, cuobjdump, recorded, resources
+from compile_ahead import MATMUL, compiled, recorded, resources
 
 from bgs_kernels import tuning
 from bgs_kernels.attention import launch, tiles
@@ -90,24 +88,6 @@ def calls_of_odd_shapes():
     yield "ieee", "", functools.partial(attention, 9, 18, keys=1, layout="odd")
 
 
-def spilled_in_loops(kernel) -> int:
-    """Count the instructions of a kernel's loops that reach for a thread's stack: what is kept there across a loop is
-    stored and loaded once."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        told = subprocess.run([cuobjdump(), "-sass", file.name], capture_output=True, text=True, check=True).stdout
-    code = [(int(place, 16), text) for place, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", told)]
-    assert any("EXIT" in text for _, text in code)
-    loops = []
-    for place, text in code:
-        target = re.search(r"\bBRA\S*\s+(?:\S+,\s*)?0x([0-9a-f]+)", text)
-        if target and int(target[1], 16) < place:
-            loops.append((int(target[1], 16), place))
-    on_stack = [place for place, text in code if re.search(r"\b(LDL|STL)\b", text)]
-    return sum(any(first <= place <= last for first, last in loops) for place in on_stack)
-
-
 def main(target: int, everything: bool) -> None:
     capability = divmod(target, 10)
     tuning.capability = lambda device: capability
@@ -125,7 +105,6 @@ def main(target: int, everything: bool) -> None:
             seen.add(key)
             built = compiled(kernel, signature, constants, hints, options, target)
             ptx = built.asm["ptx"]
-            taken = resources(built)
             line = {
                 "kernel": kernel.__name__,
                 "rows": signature.get("p_q", signature.get("p_x")).removeprefix("*"),
@@ -133,8 +112,7 @@ def main(target: int, everything: bool) -> None:
                 "warps": options["num_warps"],
                 "stages": options["num_stages"],
                 "even": is_even,
-                **taken,
-                "spilled_in_loops": spilled_in_loops(built) if taken["stack"] else 0,
+                **resources(built),
                 "wgmma": "wgmma.mma_async" in ptx,
                 "tensor_cores": bool(re.search(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", ptx)),
                 "wide_loads": bool(re.search(r"cp\.async\.c[ag]\.shared\.global .*0x10|ld\.global\.v4\.b32", ptx)),
