@@ -68,7 +68,7 @@ def test_kernels_stay_in_registers(built):
     """Strides of any number cost registers for addresses and may spill; what contiguous tensors launch does not."""
     spilt = [each for each in built if each["even"] and each["stack"] + each["local"] > 0]
     if IS_OLDER:
-        spilt = [each for each in spilt if each["spilled_in_loops"] > A_FEW or each["stack"] > 2 * AT_WILL]
+        spilt = [each for each in spilt if each["spilled_in_loops"] > A_FEW or each["stack"] > 3 * AT_WILL]
     assert not [each for each in spilt if each["registers"] >= MOST_REGISTERS or each["stack"] > AT_WILL]
 
 
