@@ -27,6 +27,8 @@ from typing import Any
 
 import torch
 
+from bgs_kernels.autocast import is_autocast_on
+
 BACKENDS = ("triton", "native", "flash", "sdpa", "reference")
 """Every backend there is, in the order in which "auto" considers them where nothing was measured: our own and, for
 attention, two libraries."""
@@ -180,7 +182,7 @@ def run(op: str, backend: str, tensors: Mapping[str, torch.Tensor | None], **opt
     name = choose(op, backend, request)
     implementation: Callable[..., Any] = getattr(_loaded[op][name], op)
     device = next(iter(request.tensors.values())).device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not is_autocast_on(device):
         return implementation(**tensors, **options)
     with torch.autocast(device, enabled=False):
         return implementation(**tensors, **options)
@@ -229,19 +231,21 @@ def automatic(op: str, request: Request) -> str:
         op: the op's name.
         request: the call.
     """
-    return next(
-        each
-        for each in _preferred(op, request)
-        if why_not(op, each, request) is None and _passes_over(op, each, request) is None
-    )
+    for each in _preferred(op, request):
+        if why_not(op, each, request) is None and _passes_over(op, each, request) is None:
+            return each
+    raise AssertionError(f"{op}: the reference serves every call")
 
 
 def _preferred(op: str, request: Request) -> tuple[str, ...]:
     """Name every backend in the order in which "auto" considers them for a call."""
     first = next(iter(request.tensors.values()))
-    orders = _orders(op, first.device.type)
+    orders: tuple[tuple[int, tuple[str, ...]], ...] = _orders(op, first.device.type)
     rows = first.shape[-2] if first.dim() > 1 else 0
-    return next((order for least, order in orders if rows >= least), BACKENDS)
+    for least, order in orders:  # no generator: torch.compile of older versions cannot ask one for its next
+        if rows >= least:
+            return order
+    return BACKENDS
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -8,6 +8,7 @@ import torch
 
 from bgs_kernels import dispatch
 from bgs_kernels.attention.rope import Rope
+from bgs_kernels.autocast import is_autocast_on
 from bgs_kernels.checks import check_number, check_tensor
 
 
@@ -132,7 +133,7 @@ def attention(
         scale = width**-0.5
     check_number("scale", scale)
     kind = query.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and query.dtype != torch.float64:
+    if is_autocast_on(kind) and query.dtype != torch.float64:
         query, key, value = (rows.to(torch.get_autocast_dtype(kind)) for rows in (query, key, value))
     tensors = {
         "query": query,

@@ -24,9 +24,12 @@ UNMEASURED = "sdpa"
 def fastest(request: Request) -> str:
     """Name the backend that "auto" takes for a call of ``attention`` on a GPU."""
     query, keys = request.tensors["query"], request.tensors["key"].shape[2]
-    for width, is_turned, orders in _orders(query.device):
+    of_device: tuple[tuple[int, bool, tuple[tuple[int, str], ...]], ...] = _orders(query.device)
+    for width, is_turned, orders in of_device:
         if query.shape[3] == width and ("cos" in request.tensors) == is_turned:
-            return next((name for least, name in orders if keys >= least), UNMEASURED)
+            for least, name in orders:
+                if keys >= least:
+                    return name
     return UNMEASURED
 
 

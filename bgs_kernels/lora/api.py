@@ -7,6 +7,7 @@ from typing import overload
 import torch
 
 from bgs_kernels import dispatch
+from bgs_kernels.autocast import is_autocast_on
 from bgs_kernels.checks import check_number, check_tensor
 from bgs_kernels.lora.projection import Projection
 
@@ -170,7 +171,7 @@ def _checked(x: torch.Tensor, projection: Projection, name: str) -> Projection:
 def _compute_dtype(x: torch.Tensor) -> torch.dtype:
     """Give the dtype that x is computed in: autocast's where it is on, as for ``torch.nn.functional.linear``."""
     kind = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if x.dtype == torch.float64 or not is_autocast_on(kind):
         return x.dtype
     return torch.get_autocast_dtype(kind)
 
@@ -187,9 +188,7 @@ def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | Non
     """Give a tensor as autocast does where it is on, float64 left alone."""
     if tensor is None or tensor.dtype in (dtype, torch.float64):
         return tensor
-    kind = tensor.device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return tensor.to(dtype) if on else tensor
+    return tensor.to(dtype) if is_autocast_on(tensor.device.type) else tensor
 
 
 dispatch.register("lora_linear", "triton", "bgs_kernels.lora.fused")

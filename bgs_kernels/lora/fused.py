@@ -5,13 +5,12 @@ projection and with three.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 
+from bgs_kernels.autocast import without_autocast
 from bgs_kernels.dispatch import Request
 from bgs_kernels.lora.dropout import threshold
 from bgs_kernels.lora.launch import SLOTS, launch_backward, launch_forward
@@ -27,25 +26,23 @@ MOST_RANKS = 256
 
 def why_not(request: Request) -> str | None:
     """Say why the kernels cannot serve a call, or None."""
-    given = dict(request.tensors)
+    given = list(request.tensors.values())
+    adapters = [request.tensors.get("lora_A")]
     projections = request.options.get("projections", ())
     assert isinstance(projections, tuple)
-    for name, projection in zip(("query", "key", "value"), projections, strict=False):
-        given |= {
-            f"{name}.{field}": tensor
-            for field, tensor in projection._asdict().items()
-            if isinstance(tensor, torch.Tensor)
-        }
-    if any(map(is_transformed, given.values())):
+    for weight, bias, lora_A, lora_B, _ in projections:
+        given += [tensor for tensor in (weight, bias, lora_A, lora_B) if tensor is not None]
+        adapters.append(lora_A)
+    if any([is_transformed(tensor) for tensor in given]):
         return "torch.func and forward-mode derivatives need backend='reference'"
-    x = given["x"]
+    x = request.tensors["x"]
     if x.device.type != "cuda" and not (rows.INTERPRETED and x.device.type == "cpu"):
         return f"x on {x.device.type}, not on a CUDA device"
     if x.dtype not in rows.SERVED:
         return f"x of {str(x.dtype).removeprefix('torch.')}"
-    for name, tensor in given.items():
-        if name.endswith("lora_A") and tensor.shape[0] > MOST_RANKS:
-            return f"an adapter of rank {tensor.shape[0]}, above {MOST_RANKS}"
+    for lora_A in adapters:
+        if lora_A is not None and lora_A.shape[0] > MOST_RANKS:
+            return f"an adapter of rank {lora_A.shape[0]}, above {MOST_RANKS}"
     dropout_p = request.options["dropout_p"]
     assert isinstance(dropout_p, float)
     if threshold(dropout_p) >= 2**32:
@@ -162,13 +159,6 @@ def differentiate(
         )
 
 
-def without_autocast(kind: str) -> AbstractContextManager[object]:
-    """Keep autocast away from the library's products in a backward that is run under it."""
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return contextlib.nullcontext()
-
-
 lora_backward = torch.library.custom_op("bgs_kernels::lora_backward", differentiate, mutates_args=())
 
 
@@ -181,7 +171,8 @@ def _(*arguments):  # type: ignore[no-untyped-def]
     for place, upstream in enumerate(upstreams):
         weight, lora_A, _ = weights_and_adapters[3 * place : 3 * place + 3]
         if upstream is not None and lora_A is not None:
-            total += lora_A.shape[0] * (x.shape[1] * with_A + weight.shape[0] * with_B)
+            columns = (x.shape[1] if with_A else 0) + (weight.shape[0] if with_B else 0)
+            total += lora_A.shape[0] * columns
     return x.new_empty((x.shape[0] if with_x else 0, x.shape[1])), low.new_empty(total)
 
 

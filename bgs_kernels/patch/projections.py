@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
+from bgs_kernels.autocast import is_autocast_on
 from bgs_kernels.lora import Projection, lora_linear, lora_qkv
 from bgs_kernels.patch.families import Fused
 
@@ -156,7 +157,7 @@ def project(owner: Fused, x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Te
 
 def read_together(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> tuple[list[Projection], float] | str:
     """Read layers that share an input; why they cannot be computed at once where they cannot."""
-    projections, dropout_p = [], set()
+    projections, dropouts = [], []
     for layer in layers:
         if isinstance(layer, FusedLoraLinear):
             read = "a projection has hooks" if _hooked(layer) else layer.read(x)
@@ -166,10 +167,10 @@ def read_together(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> tuple[list[
             return read
         projections.append(read.projection)
         if read.projection.lora_A is not None:
-            dropout_p.add(read.dropout_p)
-    if len(dropout_p) > 1:
+            dropouts.append(read.dropout_p)
+    if any(each != dropouts[0] for each in dropouts):
         return "queries, keys and values differ in their adapters' dropout"
-    return projections, next(iter(dropout_p), 0.0)
+    return projections, dropouts[0] if dropouts else 0.0
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -183,8 +184,7 @@ def _alike(one: torch.dtype, other: torch.dtype, x: torch.Tensor) -> bool:
     """Say whether the ops compute in the same dtype with tensors of two: autocast casts all but float64."""
     if one == other or torch.float64 in (one, other):
         return one == other
-    kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return is_autocast_on(x.device.type)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

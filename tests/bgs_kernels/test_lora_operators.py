@@ -89,8 +89,9 @@ def test_sound_operators(monkeypatch, name, way, dropout_p, wanted, backend):
 def call_of(name, backend):
     """Give an op as a function of x, the projections it uses, and its other leaves."""
     if name == "linear":
-        (each,) = projections = (projection(),)
-        return lambda x, **how: (lora_linear(x, *each[:4], scaling=0.5, backend=backend, **how),), projections
+        projections = (projection(),)
+        tensors = tuple(projections[0])[:4]
+        return lambda x, **how: (lora_linear(x, *tensors, scaling=0.5, backend=backend, **how),), projections
     projections = three_projections()
     return lambda x, **how: lora_qkv(x, *projections, backend=backend, **how), projections
 
