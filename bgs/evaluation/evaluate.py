@@ -207,8 +207,8 @@ def evaluate(
         with np.errstate(invalid="ignore"):
             resampled[name] = again[0] / again[1]
         mean = _defined(np.average(values, weights=shares)) if values else None
-        chance = None if method == "cosine" else 0.0
-        measures[name] = Measure(mean, interval(resampled[name]), count, chance, ceilings.get(name))
+        guessed = None if method == "cosine" else 0.0
+        measures[name] = Measure(mean, interval(resampled[name]), count, guessed, ceilings.get(name))
         if method == "spearman":
             name = "rsa.explained_variance"
             resampled[name] = np.maximum(resampled["rsa.spearman"], 0) ** 2
