@@ -100,7 +100,7 @@ class ProbeDifference:
         difference: of r; None where either is undefined.
         ci95: 95 % paired bootstrap interval over clips.
         p: two-sided, share of exchanges of the models' predictions that differ as much.
-        p_corrected: the same, with the largest difference of all ratings (max-statistic).
+        p_corrected: the same, with the largest of all ratings (max-statistic).
     """
 
     name: str
@@ -245,8 +245,9 @@ def compare_probes(
 
     The interval comes from the same draws of clips for both. For p, under the hypothesis that the models predict alike,
     which of the two predictions of a clip, each scaled to mean 0 and unit variance in its fold, is whose is arbitrary:
-    it is exchanged clip by clip at random, for all ratings together. The test is approximate, since the predictions of
-    a fold share a fit.
+    it is exchanged clip by clip at random, for all ratings together. Differences are in units of their bootstrap
+    standard deviation, so that ratings count alike in the maximum. The test is approximate, since the predictions of a
+    fold share a fit.
 
     Args:
         one: probes of a model.
@@ -269,13 +270,19 @@ def compare_probes(
     if known.any() and permutations:
         a, b = (_standard(part.predicted[:, known], one.fold) for part in (one, other))
         y, even = one.actual[:, known], np.ones((1, len(one.items)))
-        observed = np.abs(_correlations(a, y, one.fold, even)[0] - _correlations(b, y, one.fold, even)[0])
+        spread = np.nanstd(one.resampled[:, known] - other.resampled[:, known], axis=0)
+        spread = np.where(spread > _TIE, spread, 1.0)
+
+        def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+            ours, theirs = (_correlations(predicted, y, one.fold, even)[0] for predicted in (first, second))
+            return np.abs(ours - theirs) / spread
+
+        observed = difference(a, b)
         generator = np.random.Generator(np.random.PCG64(seed))
         reached = np.zeros((2, int(known.sum())))
         for _ in range(permutations):
             swap = generator.random((len(a), 1)) < 0.5
-            first, second = np.where(swap, b, a), np.where(swap, a, b)
-            drawn = np.abs(_correlations(first, y, one.fold, even)[0] - _correlations(second, y, one.fold, even)[0])
+            drawn = difference(np.where(swap, b, a), np.where(swap, a, b))
             reached += [drawn >= observed - _TIE, np.nanmax(drawn) >= observed - _TIE]
         p, corrected = (np.full(len(names), np.nan) for _ in range(2))
         p[known], corrected[known] = (1 + reached) / (1 + permutations)

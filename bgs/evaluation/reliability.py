@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +36,7 @@ class Reliability:
         splits: splits in which r is defined.
         method: of the correlation.
         reason: why there is no value, or no ceiling; None where both are defined.
+        values: 2r / (1 + r) of each of the splits.
     """
 
     value: float | None
@@ -47,10 +48,13 @@ class Reliability:
     splits: int
     method: HalvesMethod
     reason: str | None = None
+    values: tuple[float, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready fields."""
-        return vars(self) | {"interval": list(self.interval) if self.interval else None}
+        """Return JSON-ready fields, without those of single splits."""
+        found = vars(self) | {"interval": list(self.interval) if self.interval else None}
+        del found["values"]
+        return found
 
 
 def split_half(
@@ -130,6 +134,7 @@ def split_half(
         splits=len(defined),
         method=method,
         reason=f"halves do not agree (r = {half:.3f})" if negative else None,
+        values=tuple(corrected.tolist()),
     )
 
 

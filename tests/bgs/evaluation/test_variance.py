@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import nnls
 
 from bgs.data.formats import load_dataset
 from bgs.data.geometry import dissimilarity
-from bgs.evaluation.geometries import rating_distances
+from bgs.evaluation.evaluate import cosine_similarity
 from bgs.evaluation.variance import partition_variance
 
 
@@ -128,25 +129,15 @@ def test_refuses_what_cannot_be_divided() -> None:
         partition_variance(human, two, resamples=0)
 
 
-def test_rating_distances() -> None:
-    values = np.array([[0.0, 10], [2, 10], [0, 30], [np.nan, 0]])
-    found = rating_distances(values)
-    scaled = values[:3] / values[:3].std(axis=0)
-    assert found[0, 1] == pytest.approx(np.linalg.norm(scaled[0] - scaled[1]))
-    assert np.isnan(found[3]).all() and np.isnan(found[:, 3]).all()
-    assert np.isfinite(found[:3, :3]).all()
-
-
 def test_real_ratings_explain_some(social_data) -> None:
     dataset = load_dataset(social_data)
     rows = dataset.splits["train"]
     human = dissimilarity(dataset.judgments)[np.ix_(rows, rows)]
     names = np.array(dataset.ratings.names)
     social = np.isin(names, ["communication", "valence", "intimacy", "joint_action", "facingness", "dominance"])
-    given = {
-        "social": rating_distances(dataset.ratings.values[rows][:, social]),
-        "scene": rating_distances(dataset.ratings.values[rows][:, ~social]),
-    }
+    values = dataset.ratings.values[rows]
+    values = torch.from_numpy((values - values.mean(axis=0)) / values.std(axis=0))
+    given = {name: 1 - cosine_similarity(values[:, kind]) for name, kind in (("social", social), ("scene", ~social))}
     found = partition_variance(human, given, repeats=4, resamples=30)
     assert found.pairs == 19_266
     assert 0 < found.explained["social", "scene"].value < 0.5

@@ -19,7 +19,7 @@ from bgs import train as train_command
 from bgs.cli import parse_training
 from bgs.config import TrainConfig
 from bgs.data.synthetic import make_dataset
-from bgs.evaluation import saved
+from bgs.evaluation import sources
 from bgs.evaluation.saved import evaluate_run
 from bgs.inputs import stimuli_digest, stimuli_of
 from bgs.models.pooling import AttentivePooling
@@ -417,7 +417,7 @@ def test_a_run_is_evaluated_with_its_own_limit_on_clip_length(small: Path, tmp_p
         limits.append(arguments[5])
         return stimuli_of(*arguments)
 
-    monkeypatch.setattr(saved, "stimuli_of", spy)
+    monkeypatch.setattr(sources, "stimuli_of", spy)
     evaluate_run(tmp_path / "run", resamples=5)
     assert limits == [0.05]
 
