@@ -64,6 +64,7 @@ def comparison_figure(evaluations: Mapping[str, Evaluation]) -> Figure:
         _limits(axis, found[0].chance, (found[0].ceiling or {}).get("upper"))
         axis.set(ylabel=LABELS[name])
         axis.set_xticks(np.arange(len(found)), list(evaluations), rotation=30, ha="right")
+    _legend(figure)
     return figure
 
 
@@ -83,7 +84,7 @@ def reliability_figure(parts: Sequence[Reliability]) -> Figure:
             axis.axvline(part.ceiling, **_CEILING, label="its root, the ceiling of r" if number == 0 else None)
     axis.axvline(0, **_CHANCE, label="chance")
     axis.set(xlabel="reliability of people's dissimilarities", ylabel="splits of the participants")
-    axis.legend(fontsize="small")
+    _legend(figure)
     return figure
 
 
@@ -103,7 +104,7 @@ def probes_figure(probes: Mapping[str, Probes]) -> Figure:
     axis.set(ylabel="held-out clips, Pearson r")
     axis.set_xticks(np.arange(len(ratings)), ratings, rotation=40, ha="right")
     axis.set_title(f"pale: corrected p of {SIGNIFICANT} or more, or none", fontsize="small")
-    axis.legend(fontsize="small")
+    _legend(figure)
     return figure
 
 
@@ -120,6 +121,7 @@ def variance_figure(partition: Partition, reliability: float | None = None) -> F
     _limits(axis, 0.0, reliability)
     axis.set(ylabel="held-out clips, R²")
     axis.set_xticks(places, list(shares), rotation=20, ha="right")
+    _legend(figure)
     return figure
 
 
@@ -140,7 +142,7 @@ def layers_figure(layers: Mapping[str, LayerwiseRSA]) -> Figure:
             axis.plot(found.best, values[places.index(found.best)], color=colour, marker="*", markersize=12)
     _limits(axis, 0.0, first.ceiling)
     axis.set(xlabel="layer", ylabel=f"agreement with people, {first.method.capitalize()}")
-    axis.legend(fontsize="small")
+    _legend(figure)
     return figure
 
 
@@ -166,5 +168,12 @@ def _limits(axis: Axes, chance: float | None, ceiling: float | None) -> None:
         axis.axhline(chance, **_CHANCE, label="chance")
     if ceiling is not None:
         axis.axhline(ceiling, **_CEILING, label="ceiling")
-    if chance is not None or ceiling is not None:
-        axis.legend(fontsize="small")
+
+
+def _legend(figure: Figure) -> None:
+    """Put one legend of all panels above them, where it hides nothing."""
+    found = {
+        label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    if found:
+        figure.legend(list(found.values()), list(found), loc="outside upper center", ncols=2, fontsize="small")
