@@ -13,12 +13,13 @@ from bgs.data.geometry import dissimilarity
 from bgs.evaluation.compare import Comparison, compare_models
 from bgs.evaluation.evaluate import METHODS, RESAMPLES, Evaluation, Held, cosine_similarity, evaluate
 from bgs.evaluation.layers import LayerwiseRSA, layerwise_rsa
-from bgs.evaluation.probes import PERMUTATIONS, ProbeDifference, Probes, compare_probes, probe_ratings
+from bgs.evaluation.probes import FOLDS as PROBE_FOLDS
+from bgs.evaluation.probes import INNER_FOLDS, PERMUTATIONS, ProbeDifference, Probes, compare_probes, probe_ratings
 from bgs.evaluation.reliability import Reliability, split_half
 from bgs.evaluation.rsa import Method
 from bgs.evaluation.saved import pooled_ceiling
 from bgs.evaluation.sources import Embedded, RatingsSource, Source, Task
-from bgs.evaluation.variance import MOST_PREDICTORS, Partition, partition_variance
+from bgs.evaluation.variance import FEWEST_IN_A_FOLD, FOLDS, MOST_PREDICTORS, Partition, partition_variance
 
 Analysis = Literal["reliability", "probes", "variance", "layers"]
 ANALYSES: tuple[Analysis, ...] = get_args(Analysis)
@@ -99,12 +100,12 @@ def analyse(
             name of another, an analysis that the data, the number of models or cross-validation does not allow.
     """
     sources = [source, *against]
-    _check(sources, task, analyses)
+    sets = [task.judged(number) for number in range(len(task.sets))]
+    _check(sources, task, sets, analyses)
     if unknown := set(methods) - set(get_args(Method)):
         raise ValueError(f"rsa: {min(unknown)!r}; expected any of {', '.join(get_args(Method))}")
     for each in sources:
         each.check(task)
-    sets = [task.judged(number) for number in range(len(task.sets))]
     rated = _rated(task) if "probes" in analyses else np.empty(0, dtype=np.int64)
     judgments = [task.dataset.judgments.among(rows, reindex=True) for rows in sets]
     held: dict[str, list[Held]] = {}
@@ -139,7 +140,8 @@ def analyse(
     variance = None
     if "variance" in analyses:
         predictors = {name: 1 - cosine_similarity(parts[0].embeddings) for name, parts in held.items()}
-        variance = partition_variance(dissimilarity(judgments[0]), predictors, **drawn)
+        folds = min(FOLDS, len(sets[0]) // FEWEST_IN_A_FOLD)
+        variance = partition_variance(dissimilarity(judgments[0]), predictors, folds=folds, **drawn)
     by_layer = None
     if "layers" in analyses:
         by_layer = {}
@@ -158,7 +160,9 @@ def analyse(
     )
 
 
-def _check(sources: Sequence[Source], task: Task, analyses: Sequence[Analysis]) -> None:
+def _check(
+    sources: Sequence[Source], task: Task, sets: Sequence[NDArray[np.int64]], analyses: Sequence[Analysis]
+) -> None:
     for analysis in analyses:
         if analysis not in ANALYSES:
             raise ValueError(f"analyses: {analysis!r}; expected any of {', '.join(ANALYSES)}")
@@ -175,16 +179,22 @@ def _check(sources: Sequence[Source], task: Task, analyses: Sequence[Analysis]) 
         raise ValueError(
             f"against: {len(sources) - 1} given; variance is divided between {sources[0].name} and one or two others"
         )
+    if "variance" in analyses and len(sets[0]) < 2 * FEWEST_IN_A_FOLD:
+        raise ValueError(f"analyses: variance of {len(sets[0])} clips; expected at least {2 * FEWEST_IN_A_FOLD}")
     if "layers" in analyses and not sources[0].has_layers:
         raise ValueError(
             f"analyses: layers, but {sources[0].name} has none; python -m bgs.embed --layers all writes them"
         )
-    if "probes" in analyses and not len(_rated(task)):
-        raise ValueError(f"analyses: probes, but {task.dataset.folder} has no ratings (annotations.csv) of these clips")
+    least = 2 * max(PROBE_FOLDS, INNER_FOLDS)
+    if "probes" in analyses and len(_rated(task)) < least:
+        raise ValueError(
+            f"analyses: probes, but {len(_rated(task))} of these clips have a rating in {task.dataset.folder} "
+            f"(annotations.csv); expected at least {least}"
+        )
 
 
 def _rated(task: Task) -> NDArray[np.int64]:
-    """Items of the only set that have any rating, ascending."""
+    """Items of the only set that have any rating, ascending; those without all of them are left out by the probes."""
     ratings = task.dataset.ratings
     if ratings is None:
         return np.empty(0, dtype=np.int64)

@@ -15,6 +15,8 @@ from bgs.evaluation.bootstrap import interval, resample_items
 
 FOLDS, REPEATS, RESAMPLES = 5, 20, 1000
 MOST_PREDICTORS = 3
+FEWEST_IN_A_FOLD = 3
+"""Items in a fold: three pairs to compare."""
 
 # Relative size below which an eigenvalue of the predictors' correlation matrix is rounding: predictors are collinear.
 _COLLINEAR = 1e-10
@@ -182,9 +184,9 @@ def _check(
     for name, matrix in predictors.items():
         if matrix.shape != human.shape:
             raise ValueError(f"predictors: {name!r} has shape {matrix.shape}; expected {human.shape} as human")
-    if folds < 2 or len(human) < 3 * folds:
+    if folds < 2 or len(human) < FEWEST_IN_A_FOLD * folds:
         raise ValueError(
-            f"folds: {folds} for {len(human)} items; expected at least 2, with 3 items in each for pairs to compare"
+            f"folds: {folds} for {len(human)} items; expected at least 2, with {FEWEST_IN_A_FOLD} items in each"
         )
     for name, value in (("repeats", repeats), ("resamples", resamples)):
         if value < 1:

@@ -196,5 +196,10 @@ def test_analyses_of_one_model_refuse_folds(data: Path, file: Path) -> None:
     task = Task(load_dataset(data), (np.arange(10), np.arange(10, 20)))
     with pytest.raises(ValueError, match=r"analyses: probes compares clips embedded by one model, but mine.npz has 2"):
         analyse(FileSource(file), task, analyses=["probes"])
+    few = Task(load_dataset(data), (np.arange(5),))
+    with pytest.raises(ValueError, match="variance of 5 clips; expected at least 6"):
+        analyse(FileSource(file), few, against=[RatingsSource()], analyses=["variance"])
+    with pytest.raises(ValueError, match="5 of these clips have a rating in .*; expected at least 10"):
+        analyse(FileSource(file), few, analyses=["probes"])
     found = analyse(FileSource(file), task, analyses=["reliability"], resamples=5)
     assert len(found.reliability) == 2
