@@ -70,6 +70,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, help="JSON file for what was found; figures of comparisons and analyses go beside it"
     )
+    parser.add_argument(
+        "--rdms",
+        type=Path,
+        metavar="FILE",
+        help="write the dissimilarities of people and of all models as rsatoolbox does, .h5 or .hdf5",
+    )
     parser.add_argument("--cache", help="folder for decoded clips (default: $BGS_CACHE or ~/.cache/bgs)")
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap draws (default: 1000)")
     parser.add_argument("--permutations", type=int, default=1000, help="of the probes (default: 1000)")
@@ -104,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from bgs.evaluation.analyses import analyse
     from bgs.evaluation.analysis_tables import tables
+    from bgs.evaluation.rdm_files import import_h5py, write_rdms
     from bgs.evaluation.report import TABLE_WIDTH, table, write_json
     from bgs.evaluation.saved import Split, data_task, run_task
     from bgs.evaluation.sources import BackboneSource, FileSource, RunSource, Source, find_source
@@ -111,6 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     format = FormatConfig(**{item.name: getattr(options, item.name) for item in fields(FormatConfig)})
     split: Split = options.split or ("all" if options.embeddings else "test")
     try:
+        if options.rdms is not None:
+            import_h5py(options.rdms)
         source: Source
         if options.run is not None:
             source = RunSource(options.run)
@@ -133,6 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
             progress=True,
         )
+        if options.rdms is not None:
+            write_rdms(options.rdms, found.rdms())
         if options.output is not None:
             write_json(options.output, found.to_dict())
             if options.against or options.analyses:

@@ -15,6 +15,7 @@ from bgs.evaluation.evaluate import METHODS, RESAMPLES, Evaluation, Held, cosine
 from bgs.evaluation.layers import LayerwiseRSA, layerwise_rsa
 from bgs.evaluation.probes import FOLDS as PROBE_FOLDS
 from bgs.evaluation.probes import INNER_FOLDS, PERMUTATIONS, ProbeDifference, Probes, compare_probes, probe_ratings
+from bgs.evaluation.rdm_files import RDMs
 from bgs.evaluation.reliability import Reliability, split_half
 from bgs.evaluation.rsa import Method
 from bgs.evaluation.saved import pooled_ceiling
@@ -23,6 +24,8 @@ from bgs.evaluation.variance import FEWEST_IN_A_FOLD, FOLDS, MOST_PREDICTORS, Pa
 
 Analysis = Literal["reliability", "probes", "variance", "layers"]
 ANALYSES: tuple[Analysis, ...] = get_args(Analysis)
+PEOPLE = "people"
+"""Name of the human dissimilarities among those of models."""
 _OF_ONE_SET: tuple[Analysis, ...] = ("probes", "variance", "layers")
 
 
@@ -32,6 +35,7 @@ class Findings:
 
     Attributes:
         evaluations: odd-one-out accuracy and RSA of every model.
+        held: what they rest on, a set of items or one for each fold.
         comparisons: of every two of them.
         reliability: of people's dissimilarities, Pearson, for each set of items; None unless asked for, as all below.
         probes: of every model but the ratings themselves.
@@ -41,12 +45,28 @@ class Findings:
     """
 
     evaluations: dict[str, Evaluation]
+    held: dict[str, list[Held]]
     comparisons: list[Comparison] = field(default_factory=list)
     reliability: list[Reliability] | None = None
     probes: dict[str, Probes] | None = None
     probe_differences: dict[str, list[ProbeDifference]] = field(default_factory=dict)
     variance: Partition | None = None
     layers: dict[str, LayerwiseRSA] | None = None
+
+    def rdms(self) -> RDMs:
+        """Return the dissimilarities of people and of all models.
+
+        Raises:
+            ValueError: under cross-validation, where no model embedded all items.
+        """
+        first = next(iter(self.held.values()))
+        if len(first) > 1:
+            raise ValueError(f"rdms: {len(first)} folds, each under its own model, have no common dissimilarities")
+        matrices = {PEOPLE: dissimilarity(first[0].judgments)}
+        for name, (part,) in self.held.items():
+            matrices[name] = 1 - cosine_similarity(part.embeddings).astype(np.float64)
+            np.fill_diagonal(matrices[name], 0)
+        return RDMs(first[0].judgments.items, matrices)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the first model's measures, JSON-ready, and under further keys whatever else was asked for."""
@@ -151,6 +171,7 @@ def analyse(
                 by_layer[name] = layerwise_rsa(layers, judgments[0], found.numbers, **drawn)
     return Findings(
         evaluations=evaluations,
+        held=held,
         comparisons=compare_models(evaluations) if against else [],
         reliability=[split_half(part, seed=seed) for part in judgments] if "reliability" in analyses else None,
         probes=probes,

@@ -20,6 +20,8 @@ from bgs.evaluation.report import LABELS
 from bgs.evaluation.variance import Partition
 
 SIGNIFICANT = 0.05
+LONGEST = 24
+"""Characters of a model's name that a figure has room for; of longer ones, such as paths, the end is shown."""
 _CEILING: dict[str, Any] = {"color": "0.4", "linestyle": "--", "linewidth": 1}
 _CHANCE: dict[str, Any] = {"color": "0.4", "linestyle": ":", "linewidth": 1}
 
@@ -63,7 +65,7 @@ def comparison_figure(evaluations: Mapping[str, Evaluation]) -> Figure:
         _bars(axis, np.arange(len(found)), [item.value for item in found], [item.ci95 for item in found])
         _limits(axis, found[0].chance, (found[0].ceiling or {}).get("upper"))
         axis.set(ylabel=LABELS[name])
-        axis.set_xticks(np.arange(len(found)), list(evaluations), rotation=30, ha="right")
+        axis.set_xticks(np.arange(len(found)), [_short(name) for name in evaluations], rotation=30, ha="right")
     _legend(figure)
     return figure
 
@@ -96,7 +98,9 @@ def probes_figure(probes: Mapping[str, Probes]) -> Figure:
     for number, (name, found) in enumerate(probes.items()):
         places = np.arange(len(ratings)) + (number - (len(probes) - 1) / 2) * width
         values = [probe.r for probe in found.probes]
-        bars = _bars(axis, places, values, [probe.r_ci95 for probe in found.probes], width, f"C{number % 10}", name)
+        bars = _bars(
+            axis, places, values, [probe.r_ci95 for probe in found.probes], width, f"C{number % 10}", _short(name)
+        )
         for bar, probe in zip(bars, found.probes, strict=True):
             if probe.p_corrected is None or probe.p_corrected >= SIGNIFICANT:
                 bar.set_alpha(0.3)
@@ -111,7 +115,8 @@ def probes_figure(probes: Mapping[str, Probes]) -> Figure:
 def variance_figure(partition: Partition, reliability: float | None = None) -> Figure:
     """Draw all parts and their sum; the reliability of people's dissimilarities is what can be explained at all."""
     shares = {
-        ("only " if len(names) == 1 else "") + " +\n".join(names): part for names, part in partition.parts.items()
+        ("only " if len(names) == 1 else "") + " +\n".join(map(_short, names)): part
+        for names, part in partition.parts.items()
     }
     shares["all together"] = partition.explained[max(partition.explained, key=len)]
     figure = Figure(figsize=(1.3 * len(shares) + 1.5, 3.8), layout="constrained")
@@ -136,7 +141,7 @@ def layers_figure(layers: Mapping[str, LayerwiseRSA]) -> Figure:
         values = [np.nan if layer.value is None else layer.value for layer in order]
         bounds = np.array([layer.ci95 or (np.nan, np.nan) for layer in order])
         colour = f"C{number % 10}"
-        axis.plot(places, values, color=colour, marker=".", label=name)
+        axis.plot(places, values, color=colour, marker=".", label=_short(name))
         axis.fill_between(places, bounds[:, 0], bounds[:, 1], color=colour, alpha=0.2, linewidth=0)
         if found.best is not None:
             axis.plot(found.best, values[places.index(found.best)], color=colour, marker="*", markersize=12)
@@ -177,3 +182,7 @@ def _legend(figure: Figure) -> None:
     }
     if found:
         figure.legend(list(found.values()), list(found), loc="outside upper center", ncols=2, fontsize="small")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"

@@ -10,9 +10,12 @@ import torch
 from PIL import Image
 
 from bgs import evaluate as evaluate_command
+from bgs.data.formats import load_dataset
+from bgs.data.geometry import dissimilarity
 from bgs.data.judgments import Dataset, Judgments, Ratings
 from bgs.evaluation.analyses import analyse
-from bgs.evaluation.evaluate import Held, evaluate
+from bgs.evaluation.evaluate import Held, cosine_similarity, evaluate
+from bgs.evaluation.rdm_files import read_rdms
 from bgs.evaluation.sources import FileSource, RatingsSource, Task, find_source
 
 ITEMS = tuple(f"clip{number:02}.mp4" for number in range(24))
@@ -78,7 +81,7 @@ def test_a_file_is_evaluated_as_its_embeddings_are(
     found = json.loads(output.read_text())
     source = FileSource(file)
     assert set(found) == {"odd_one_out", "rsa"} and set(found["rsa"]) == {"pearson", "tau-a"}
-    judgments = evaluate_command_judgments(data)
+    judgments = judged(data)
     expected = evaluate([Held(torch.from_numpy(latent[:20]), judgments)], resamples=20, methods=("pearson", "tau-a"))
     assert found == json.loads(json.dumps(expected.to_dict()))
     assert found["rsa"]["pearson"]["ceiling"]["reliability"] > 0.5
@@ -86,9 +89,7 @@ def test_a_file_is_evaluated_as_its_embeddings_are(
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".png"] == []
 
 
-def evaluate_command_judgments(data: Path) -> Judgments:
-    from bgs.data.formats import load_dataset
-
+def judged(data: Path) -> Judgments:
     return load_dataset(data).judgments.among(np.arange(20), reindex=True)
 
 
@@ -164,6 +165,18 @@ def test_what_cannot_be_done_is_said_first(data: Path, file: Path, layered: Path
         assert message in capsys.readouterr().err
 
 
+def test_dissimilarities_are_written_for_rsatoolbox(data: Path, file: Path, latent: np.ndarray, tmp_path: Path) -> None:
+    pytest.importorskip("h5py", reason="the extra hdf5 is not installed")
+    words = ["--embeddings", file, "--data", data, "--against", "ratings", "--rdms", tmp_path / "r.h5"]
+    assert run(*words) == 0
+    found = read_rdms(tmp_path / "r.h5")
+    assert found.items == ITEMS[:20] and list(found.matrices) == ["people", "mine.npz", "ratings"]
+    human = dissimilarity(judged(data))
+    np.testing.assert_array_equal(found.matrices["people"], human)
+    model = 1 - cosine_similarity(torch.from_numpy(latent[:20]))
+    np.testing.assert_allclose(found.matrices["mine.npz"], model, atol=1e-7)
+
+
 def test_names_match_exactly_before_they_match_in_part(tmp_path: Path) -> None:
     triplets = np.array([[0, 1, 2]])
     dataset = Dataset(Judgments(("a.mp4", "x/b", "c"), triplets), {}, {}, None, tmp_path)
@@ -191,8 +204,6 @@ def test_ratings_are_a_source_where_every_clip_has_them(tmp_path: Path) -> None:
 
 
 def test_analyses_of_one_model_refuse_folds(data: Path, file: Path) -> None:
-    from bgs.data.formats import load_dataset
-
     task = Task(load_dataset(data), (np.arange(10), np.arange(10, 20)))
     with pytest.raises(ValueError, match=r"analyses: probes compares clips embedded by one model, but mine.npz has 2"):
         analyse(FileSource(file), task, analyses=["probes"])
