@@ -120,6 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.rdms is not None:
             import_h5py(options.rdms)
+            if not options.rdms.parent.is_dir():
+                raise FileNotFoundError(f"rdms: no folder {options.rdms.parent} for {options.rdms.name}")
         source: Source
         if options.run is not None:
             source = RunSource(options.run)
@@ -131,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 chosen = {name: getattr(options, name) for name in OF_BACKBONE if getattr(options, name) is not None}
                 source = BackboneSource(options.backbone, **chosen, seed=options.seed)
             task = data_task(options.data, split, options.clips, options.cache, format, options.seed)
+        if options.rdms is not None and len(task.sets) > 1:
+            raise ValueError(f"rdms: the models of {len(task.sets)} folds have no common dissimilarities")
         found = analyse(
             source,
             task,

@@ -61,7 +61,7 @@ class Findings:
         """
         first = next(iter(self.held.values()))
         if len(first) > 1:
-            raise ValueError(f"rdms: {len(first)} folds, each under its own model, have no common dissimilarities")
+            raise ValueError(f"rdms: the models of {len(first)} folds have no common dissimilarities")
         matrices = {PEOPLE: dissimilarity(first[0].judgments)}
         for name, (part,) in self.held.items():
             matrices[name] = 1 - cosine_similarity(part.embeddings).astype(np.float64)

@@ -114,18 +114,15 @@ def probes_figure(probes: Mapping[str, Probes]) -> Figure:
 
 def variance_figure(partition: Partition, reliability: float | None = None) -> Figure:
     """Draw all parts and their sum; the reliability of people's dissimilarities is what can be explained at all."""
-    shares = {
-        ("only " if len(names) == 1 else "") + " +\n".join(map(_short, names)): part
-        for names, part in partition.parts.items()
-    }
-    shares["all together"] = partition.explained[max(partition.explained, key=len)]
+    shares = [*partition.parts.values(), partition.explained[max(partition.explained, key=len)]]
+    labels = [("only " if len(names) == 1 else "") + " +\n".join(map(_short, names)) for names in partition.parts]
     figure = Figure(figsize=(1.3 * len(shares) + 1.5, 3.8), layout="constrained")
     axis = figure.subplots()
     places = np.arange(len(shares))
-    _bars(axis, places, [part.value for part in shares.values()], [part.ci95 for part in shares.values()])
+    _bars(axis, places, [share.value for share in shares], [share.ci95 for share in shares])
     _limits(axis, 0.0, reliability)
     axis.set(ylabel="held-out clips, R²")
-    axis.set_xticks(places, list(shares), rotation=20, ha="right")
+    axis.set_xticks(places, [*labels, "all together"], rotation=20, ha="right")
     _legend(figure)
     return figure
 

@@ -488,6 +488,7 @@ def test_runs_are_compared_with_one_another_on_the_same_clips(small: Path, tmp_p
 
 
 def test_cross_validated_runs_are_compared_fold_by_fold(small: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("h5py", reason="the extra hdf5 is not installed")
     for name, seed in (("one", "0"), ("other", "1")):
         Run(settings(small, tmp_path / name, "--folds", "2", "--epochs", "1", "--seed", seed), progress=False).execute()
     one, other = str(tmp_path / "one"), str(tmp_path / "other")
@@ -495,5 +496,7 @@ def test_cross_validated_runs_are_compared_fold_by_fold(small: Path, tmp_path: P
     assert "folds" not in capsys.readouterr().err
     assert evaluate_command.main([one, "--against", other, "--resamples", "5"]) == 2
     assert "cross-validated with other folds, so that it cannot be compared" in capsys.readouterr().err
+    assert evaluate_command.main([one, "--rdms", str(tmp_path / "r.h5")]) == 2
+    assert "rdms: the models of 2 folds have no common dissimilarities" in capsys.readouterr().err
     assert evaluate_command.main([one, "--analyses", "probes"]) == 2
     assert "has 2, one for each fold" in capsys.readouterr().err
