@@ -130,13 +130,37 @@ def _read_parquet(path: Path) -> Table:
     for name in ("file", *names):
         if name not in found.column_names:
             raise ValueError(f"{path}: no column {name!r}; it has {', '.join(found.column_names) or 'none'}")
+    columns = [_vectors(path, name, found.column(name).combine_chunks(), arrow) for name in names]
+    if len({column.shape for column in columns}) > 1:
+        raise ValueError(f"{path}: layers of shapes {', '.join(str(column.shape) for column in columns)}; expected one")
+    values = np.stack(columns, axis=1) if layers else columns[0]
+    about = _said(path, (found.schema.metadata or {}).get(b"bgs", b"{}"))
+    return Table([str(name) for name in found.column("file").to_pylist()], values, layers or None, about)
+
+
+def _vectors(path: Path, name: str, column: Any, arrow: Any) -> NDArray[np.float32]:
+    """Turns a column of lists into (N, dim) without making a Python object of every number."""
+    kinds = (arrow.types.is_list, arrow.types.is_large_list, arrow.types.is_fixed_size_list)
+    wrong = f"{path}: column {name!r} is {column.type}; expected lists of numbers of one length"
+    if not any(kind(column.type) for kind in kinds) or not arrow.types.is_floating(column.type.value_type):
+        raise ValueError(wrong)
+    flat = column.flatten()
+    lengths = set(column.value_lengths().to_pylist()) if hasattr(column, "value_lengths") else {column.type.list_size}
+    if column.null_count or flat.null_count or len(lengths) > 1:
+        raise ValueError(wrong)
+    values: NDArray[np.float32] = flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
+    return values
+
+
+def _said(path: Path, text: str | bytes) -> dict[str, Any]:
+    """Reads what a table says that it came from."""
     try:
-        columns = [np.array(found.column(name).to_pylist(), dtype=np.float32) for name in names]
-        values = np.stack(columns, axis=1) if layers else columns[0]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: column {names[0]!r} holds no lists of numbers of one length ({error})") from error
-    about = (found.schema.metadata or {}).get(b"bgs", b"{}")
-    return Table([str(name) for name in found.column("file").to_pylist()], values, layers or None, json.loads(about))
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: what it says that it came from is not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: what it says that it came from is no JSON object")
+    return found
 
 
 def _read_npz(path: Path) -> Table:
@@ -149,7 +173,7 @@ def _read_npz(path: Path) -> Table:
         if name not in arrays:
             raise ValueError(f"{path}: no array {name!r}; it has {', '.join(arrays) or 'none'}")
     layers = arrays["layers"].tolist() if "layers" in arrays else None
-    about = json.loads(str(arrays["about"])) if "about" in arrays else {}
+    about = _said(path, str(arrays["about"])) if "about" in arrays else {}
     return Table([str(name) for name in arrays["files"].tolist()], arrays["embeddings"], layers, about)
 
 
@@ -162,7 +186,7 @@ def _read_safetensors(path: Path) -> Table:
             values, metadata = content.get_tensor("embeddings"), content.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path}: cannot be read as safetensors ({error})") from error
-    said = json.loads(metadata.get("bgs", "{}"))
+    said = _said(path, metadata.get("bgs", "{}"))
     if "files" not in said:
         raise ValueError(f"{path}: metadata 'bgs' does not name the files; expected JSON with a list 'files'")
     about = said.get("about", {})

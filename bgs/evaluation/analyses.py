@@ -137,12 +137,11 @@ def analyse(
             found = each.embed(task, number, needed, layers="layers" in analyses and each.has_layers)
             embedded[each.name] = needed, found
             held[each.name].append(Held(found.vectors[np.searchsorted(needed, rows)], judgments[number]))
+    drawn: dict[str, Any] = {"resamples": resamples, "seed": seed, "progress": progress}
     ceiling = pooled_ceiling(task.dataset, held[source.name])
     evaluations = {
-        name: evaluate(parts, resamples=resamples, seed=seed, known_ceiling=ceiling, methods=methods)
-        for name, parts in held.items()
+        name: evaluate(parts, known_ceiling=ceiling, methods=methods, **drawn) for name, parts in held.items()
     }
-    drawn: dict[str, Any] = {"resamples": resamples, "seed": seed, "progress": progress}
     probes, differences = None, {}
     if "probes" in analyses and task.dataset.ratings is not None:
         ratings, probes = task.dataset.ratings, {}

@@ -44,7 +44,7 @@ def plot_findings(findings: Findings, output: Path) -> list[Path]:
     if findings.probes is not None:
         files["probes"] = probes_figure(findings.probes)
     if findings.variance is not None:
-        bound = findings.reliability[0].value if findings.reliability else None
+        bound = findings.reliability[0].all_pairs if findings.reliability else None
         files["variance"] = variance_figure(findings.variance, bound)
     if findings.layers is not None:
         files["layers"] = layers_figure(findings.layers)
@@ -83,7 +83,7 @@ def reliability_figure(parts: Sequence[Reliability]) -> Figure:
         axis.hist(part.values, bins=20, color=colour, alpha=0.5, label=f"{label}: {part.value:.3f}")
         axis.axvline(part.value, color=colour)
         if part.ceiling is not None:
-            axis.axvline(part.ceiling, **_CEILING, label="its root, the ceiling of r" if number == 0 else None)
+            axis.axvline(part.ceiling, **_CEILING, label="ceiling of r, of all pairs" if number == 0 else None)
     axis.axvline(0, **_CHANCE, label="chance")
     axis.set(xlabel="reliability of people's dissimilarities", ylabel="splits of the participants")
     _legend(figure)

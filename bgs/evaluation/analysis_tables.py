@@ -54,13 +54,14 @@ def _reliability(parts: Sequence[Reliability]) -> Table:
         "reliability of people's dissimilarities",
         "halves of the participants, Spearman-Brown; middle 95 % of the splits. It bounds R^2; its root bounds r.",
     )
-    for heading in ("halves r", "reliability", "splits", "ceiling of r", "pairs", "participants"):
+    for heading in ("halves r", "reliability", "splits", "of all pairs", "ceiling of r", "pairs", "participants"):
         found.add_column(heading, justify="right", no_wrap=True)
     for part in parts:
         found.add_row(
             _number(part.half),
             _number(part.value) if part.reason is None else f"{_number(part.value)} ({part.reason})",
             _range(part.interval),
+            _number(part.all_pairs),
             _number(part.ceiling),
             f"{part.pairs:,.0f}",
             f"{part.participants:,}",
@@ -92,7 +93,7 @@ def _probes(name: str, probes: Probes, differences: Sequence[ProbeDifference] | 
 
 
 def _variance(partition: Partition, reliability: Sequence[Reliability] | None) -> Table:
-    bound = reliability[0].value if reliability else None
+    bound = reliability[0].all_pairs if reliability else None
     known = "" if bound is None else f"; reliability {bound:.3f}"
     found = _table(
         f"variance of people's dissimilarities, {partition.pairs:,} pairs of {partition.items} clips",

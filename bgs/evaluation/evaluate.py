@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from bgs.data.geometry import dissimilarity
 from bgs.data.judgments import Judgments
@@ -24,8 +25,8 @@ RESAMPLES = 1000
 METHODS: tuple[Method, ...] = ("pearson", "spearman")
 """Correlations that are computed unless others are asked for."""
 
-WEIGHTS_AT_A_TIME = 2**24
-"""Pair weights held at a time while correlations are resampled: 128 MiB. There are resamples x pairs of them,
+WEIGHTS_AT_A_TIME = 2**21
+"""Pair weights held at a time while correlations are resampled: 16 MiB. There are resamples x pairs of them,
 14 GB for the 1,854 objects of THINGS.
 """
 
@@ -134,6 +135,7 @@ def evaluate(
     seed: int = 0,
     known_ceiling: dict[str, dict[str, float]] | None = None,
     methods: Sequence[Method] = METHODS,
+    progress: bool = False,
 ) -> Evaluation:
     """Measure how well embeddings agree with people's judgments.
 
@@ -143,7 +145,7 @@ def evaluate(
     correlation explains nothing and counts as 0, so that a reversed geometry scores no better than a random one.
     Guessing scores slightly above 0 in it, since a square never averages to 0.
 
-    The ceilings of `rsa.pearson` and `rsa.spearman` are the square roots of the split-half reliability of the same
+    The ceilings of `rsa.pearson` and `rsa.spearman` are the square roots of the split-half reliability of all observed
     pairs, that of `rsa.explained_variance` is the reliability itself (`split_half`); they need participants. The
     formula has no counterpart for `cosine` and `tau-a`.
 
@@ -153,6 +155,7 @@ def evaluate(
         seed: of the draws; evaluations with one seed can be compared draw by draw (`Evaluation.minus`).
         known_ceiling: ceiling by measure where it is known from outside, such as of simulated observers.
         methods: correlations to compute, see `correlate`.
+        progress: whether to show a progress bar of the draws.
 
     Returns:
         The measures; those without any judgment or pair have value None.
@@ -199,7 +202,8 @@ def evaluate(
             values.append(correlate(model, human, method=method)[0])
             shares.append(len(model))
             step = max(1, WEIGHTS_AT_A_TIME // len(model))
-            for start in range(0, resamples, step):
+            starts = range(0, resamples, step)
+            for start in tqdm(starts, desc=f"RSA, {method}", unit="block", disable=not progress, leave=False):
                 some = drawn[start : start + step]
                 weights = some[:, rows[0]] * some[:, rows[1]]
                 size = weights.sum(axis=1)
@@ -235,7 +239,7 @@ def reliability_ceiling(
         if method not in methods:
             continue
         halves = [split_half(part, method=method, seed=seed) for part in judgments]
-        known = [(half.value, half.ceiling, half.pairs) for half in halves if half.value is not None and half.ceiling]
+        known = [(half.all_pairs, half.ceiling, half.pairs) for half in halves if half.all_pairs and half.ceiling]
         if not known:
             continue
         values, ceilings, pairs = map(np.array, zip(*known, strict=True))

@@ -26,11 +26,13 @@ class Reliability:
     """Split-half reliability of human dissimilarities; see `split_half`.
 
     Attributes:
-        value: mean over splits of 2r / (1 + r); None where it is undefined, for `reason`.
-        interval: the middle 95 % of the splits; how much it matters who is in which half, and no confidence interval.
+        value: 2r / (1 + r), of the pairs that both halves saw; None where it is undefined, for `reason`.
+        interval: the middle 95 % of that of the splits; how much it matters who is in which half, and no confidence
+            interval.
         half: mean over splits of r, the correlation of the halves.
-        ceiling: square root of `value`: the expected correlation of the dissimilarities with a perfect model of what
-            the participants have in common.
+        all_pairs: reliability of all observed pairs, at most 1; those that few people judged lower it.
+        ceiling: square root of `all_pairs`: the expected correlation of the dissimilarities with a perfect model of
+            what the participants have in common.
         pairs: mean number of pairs that both halves saw.
         participants: who judged at least once.
         splits: splits in which r is defined.
@@ -42,6 +44,7 @@ class Reliability:
     value: float | None
     interval: tuple[float, float] | None
     half: float | None
+    all_pairs: float | None
     ceiling: float | None
     pairs: float
     participants: int
@@ -63,15 +66,21 @@ def split_half(
     """Estimate the reliability of the behavioural dissimilarities by dividing the participants.
 
     In each split the participants are divided at random into halves of equal number, d = 1 - together / shown is
-    estimated from each half alone, and r is the correlation over the pairs that both saw. By Spearman and Brown
-    (1910) all participants together have reliability
+    estimated from each half alone, and r is the correlation over the pairs that both saw. With r averaged over the
+    splits, all participants together have, by Spearman and Brown (1910), over the pairs that both halves saw,
 
-        R = 2 r / (1 + r),
+        R = 2 r / (1 + r).
 
-    averaged over the splits. R is a share of variance: it bounds the R^2, or the squared correlation, of a model with
-    the dissimilarities; the bound of r itself is sqrt(R). It holds for what participants have in common, and for the
-    pairs that both halves saw: pairs judged once or by one person are left out, and are less reliable than R says.
-    For `spearman`, ranks in place of values, the formula is an approximation.
+    Pairs that were judged once, or by one half, are noisier than those. What the halves have in common is the variance
+    of what there is to explain, so that over all observed pairs, s_1 and s_2 the standard deviations of the halves,
+
+        R_all = mean_splits(r s_1 s_2) / var(d),
+
+    the covariance of the halves by the variance of the estimates from all. R is a share of variance: it bounds the R^2,
+    or the squared correlation, of a model with the dissimilarities; the bound of r itself is its square root. Both
+    count as reliable what depends on the third items that a pair was shown with, where halves judged the same
+    triplets, and no distance of two items explains that: the bounds are upper ones. For `spearman`, ranks in place of
+    values, both formulae are approximations.
 
     Args:
         judgments: with participants.
@@ -81,8 +90,8 @@ def split_half(
 
     Returns:
         The reliability. Without participants, with fewer than two, where halves share fewer than `LEAST_PAIRS` pairs or
-        are constant, value and ceiling are None; where the mean r is negative, the ceiling is None: then either there
-        is nothing to explain or there is too little data to see it. The reason says which.
+        are constant, there is no value and no ceiling; where the mean r is negative there is no ceiling: then either
+        there is nothing to explain or there is too little data to see it. The reason says which.
 
     Raises:
         ValueError: no split is asked for.
@@ -91,7 +100,7 @@ def split_half(
         raise ValueError(f"splits: {splits}; expected at least 1")
 
     def undefined(reason: str, people: int = 0, pairs: float = 0.0) -> Reliability:
-        return Reliability(None, None, None, None, pairs, people, 0, method, reason)
+        return Reliability(None, None, None, None, None, pairs, people, 0, method, reason)
 
     if judgments.participants is None:
         return undefined("the data names no participants")
@@ -102,7 +111,7 @@ def split_half(
     shown, together = _pairs_of(judgments)
     size = int(shown.max()) + 1
     generator = np.random.Generator(np.random.PCG64(seed))
-    found, common = np.full(splits, np.nan), np.zeros(splits)
+    found, shared, common = np.full(splits, np.nan), np.zeros(splits), np.zeros(splits)
     for number in range(splits):
         first = (generator.permutation(people) < people // 2)[who]
         halves = []
@@ -113,25 +122,30 @@ def split_half(
         both = np.isfinite(halves[0]) & np.isfinite(halves[1])
         common[number] = both.sum()
         if both.sum() >= LEAST_PAIRS:
-            found[number] = correlate(halves[0][both], halves[1][both], method=method)[0]
-    # At r = -1 the formula has a pole.
-    defined = found[np.isfinite(found) & (found > -1)]
+            one, other = halves[0][both], halves[1][both]
+            found[number] = correlate(one, other, method=method)[0]
+            shared[number] = found[number] * one.std() * other.std()
+    defined = np.isfinite(found)
     pairs = float(common.mean())
-    if len(defined) * 2 < splits:
+    if defined.sum() * 2 < splits:
         few = f"halves share {pairs:.0f} pairs; expected at least {LEAST_PAIRS}"
         return undefined(few if pairs < LEAST_PAIRS else "a half does not vary over the pairs", people, pairs)
-    corrected = 2 * defined / (1 + defined)
+    half = float(found[defined].mean())
+    whole = 1 - np.bincount(together, minlength=size) / np.bincount(shown.ravel(), minlength=size)
+    all_pairs = min(1.0, float(shared[defined].mean() / whole.var()))
+    # At r = -1 the formula has a pole.
+    corrected = 2 * found[defined] / (1 + np.maximum(found[defined], -0.99))
     low, high = np.percentile(corrected, INTERVAL)
-    value, half = float(corrected.mean()), float(defined.mean())
-    negative = value < 0
+    negative = half < 0
     return Reliability(
-        value=value,
+        value=2 * half / (1 + max(half, -0.99)),
         interval=(float(low), float(high)),
         half=half,
-        ceiling=None if negative else float(np.sqrt(value)),
+        all_pairs=all_pairs,
+        ceiling=None if negative else float(np.sqrt(max(all_pairs, 0.0))),
         pairs=pairs,
         participants=people,
-        splits=len(defined),
+        splits=int(defined.sum()),
         method=method,
         reason=f"halves do not agree (r = {half:.3f})" if negative else None,
         values=tuple(corrected.tolist()),

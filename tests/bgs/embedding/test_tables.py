@@ -173,3 +173,11 @@ def test_broken_tables_are_refused_by_name(tmp_path, table):
     pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
     (tmp_path / "t.parquet").write_bytes(b"no table")
     refused("cannot be read as Parquet", "t.parquet")
+    parquet, arrow = importlib.import_module("pyarrow.parquet"), importlib.import_module("pyarrow")
+    for column in ([[1.0], [1.0, 2.0]], [[1.0], None], ["a", "b"]):
+        parquet.write_table(arrow.table({"file": ["a", "b"], "embedding": column}), tmp_path / "t.parquet")
+        refused("column 'embedding' is .*; expected lists of numbers of one length", "t.parquet")
+    parquet.write_table(arrow.table({"name": ["a", "b"]}), tmp_path / "t.parquet")
+    refused("no column 'file'; it has name", "t.parquet")
+    np.savez(tmp_path / "t.npz", files=np.array(FILES), embeddings=values, about=np.array("{"))
+    refused("t.npz: what it says that it came from is not valid JSON")

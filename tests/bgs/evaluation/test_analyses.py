@@ -99,7 +99,7 @@ def test_all_analyses_at_once(data: Path, file: Path, layered: Path, tmp_path: P
     assert run("--embeddings", layered, "--data", data, "--against", file, "ratings", *words) == 0
     found = json.loads(output.read_text())
     assert set(found["against"]) == {"mine.npz", "ratings"} and len(found["comparisons"]) == 3 * 5
-    assert found["reliability"][0]["value"] == pytest.approx(found["rsa"]["pearson"]["ceiling"]["reliability"])
+    assert found["reliability"][0]["all_pairs"] == pytest.approx(found["rsa"]["pearson"]["ceiling"]["reliability"])
     # clips that were rated but not judged are probed too; ratings are not predicted from themselves
     assert set(found["probes"]) == {"layers.npz", "mine.npz"} and found["probes"]["mine.npz"]["items"] == 24
     probes = found["probes"]["mine.npz"]["ratings"]

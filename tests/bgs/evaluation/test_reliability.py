@@ -11,6 +11,9 @@ from bgs.evaluation.reliability import _pairs_of, split_half
 ITEMS, PEOPLE = 16, 20
 
 
+SPARSE = 40  # items of an experiment in which many pairs are judged once or by one half
+
+
 def chances(triplets: np.ndarray, latent: np.ndarray) -> np.ndarray:
     """(T, 3) probability that each of the three pairs is left together, by a softmax of its similarity."""
     distance = np.linalg.norm(latent[:, None] - latent[None], axis=-1)
@@ -20,22 +23,23 @@ def chances(triplets: np.ndarray, latent: np.ndarray) -> np.ndarray:
 
 
 def experiment(latent: np.ndarray, number: int, seed: int) -> Judgments:
-    rng = np.random.default_rng(seed)
-    triplets = rng.random((number, ITEMS)).argsort(axis=1)[:, :3]
+    rng, items = np.random.default_rng(seed), len(latent)
+    triplets = rng.random((number, items)).argsort(axis=1)[:, :3]
     pair = (rng.random((number, 1)) > chances(triplets, latent).cumsum(axis=1)).sum(axis=1)
     order = np.array([[0, 1, 2], [0, 2, 1], [1, 2, 0]])[pair]
     chosen = np.take_along_axis(triplets, order, axis=1)
-    return Judgments(tuple(map(str, range(ITEMS))), chosen, np.arange(number) % PEOPLE, tuple(map(str, range(PEOPLE))))
+    return Judgments(tuple(map(str, range(items))), chosen, np.arange(number) % PEOPLE, tuple(map(str, range(PEOPLE))))
 
 
 def truth(latent: np.ndarray) -> np.ndarray:
     """(P,) dissimilarities that endless judgments would give."""
-    together, shown = np.zeros((ITEMS, ITEMS)), np.zeros((ITEMS, ITEMS))
-    every = np.array([[a, b, c] for a in range(ITEMS) for b in range(a) for c in range(b)])
+    items = len(latent)
+    together, shown = np.zeros((items, items)), np.zeros((items, items))
+    every = np.array([[a, b, c] for a in range(items) for b in range(a) for c in range(b)])
     for (a, b), chance in zip(((0, 1), (0, 2), (1, 2)), chances(every, latent).T, strict=True):
         np.add.at(together, (every[:, a], every[:, b]), chance)
         np.add.at(shown, (every[:, a], every[:, b]), 1)
-    rows, columns = np.tril_indices(ITEMS, -1)
+    rows, columns = np.tril_indices(items, -1)
     return 1 - together[rows, columns] / shown[rows, columns]
 
 
@@ -57,6 +61,21 @@ def test_predicts_a_repeated_experiment_and_a_perfect_model() -> None:
     assert found[0].interval[0] < found[0].value < found[0].interval[1]
 
 
+def test_pairs_that_few_judged_lower_the_ceiling() -> None:
+    """Each pair is judged four times, so that half of those in both halves rest on more than the rest."""
+    latent = np.random.default_rng(0).normal(size=(SPARSE, 3))
+    rows, columns = np.tril_indices(SPARSE, -1)
+    exact, found, perfect = truth(latent), [], []
+    for seed in range(15):
+        people = experiment(latent, 1000, seed)
+        human = dissimilarity(people)[rows, columns]
+        seen = np.isfinite(human)
+        perfect.append(np.corrcoef(human[seen], exact[seen])[0, 1])
+        found.append(split_half(people, splits=20, seed=seed))
+    assert np.mean([half.ceiling for half in found]) == pytest.approx(np.mean(perfect), abs=0.02)
+    assert np.mean([np.sqrt(half.value) for half in found]) > np.mean(perfect) + 0.015
+
+
 def test_a_split_by_hand() -> None:
     """Two participants divide in one way only, so that every split is the correlation between them."""
     latent = np.random.default_rng(0).normal(size=(ITEMS, 3))
@@ -68,7 +87,10 @@ def test_a_split_by_hand() -> None:
     r = np.corrcoef(alone[0][both], alone[1][both])[0, 1]
     found = split_half(people, splits=3)
     assert found.half == pytest.approx(r) and found.value == pytest.approx(2 * r / (1 + r))
-    assert found.ceiling == pytest.approx(np.sqrt(found.value))
+    covariance = np.cov(alone[0][both], alone[1][both], bias=True)[0, 1]
+    whole = dissimilarity(people)[rows, columns]
+    assert found.all_pairs == pytest.approx(covariance / whole[np.isfinite(whole)].var())
+    assert found.ceiling == pytest.approx(np.sqrt(found.all_pairs))
     assert found.pairs == both.sum()
     assert found.interval == pytest.approx((found.value, found.value))
 
@@ -117,5 +139,6 @@ def test_real_participants(social_data) -> None:
     found = split_half(judgments)
     assert found.half == pytest.approx(0.333, abs=0.01)
     assert found.value == pytest.approx(0.500, abs=0.01)
+    assert found.all_pairs == pytest.approx(0.462, abs=0.01)
     assert found.participants == 215
     assert split_half(judgments, method="spearman").value == pytest.approx(0.486, abs=0.01)
