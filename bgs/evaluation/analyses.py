@@ -126,7 +126,7 @@ def analyse(
         raise ValueError(f"rsa: {min(unknown)!r}; expected any of {', '.join(get_args(Method))}")
     for each in sources:
         each.check(task)
-    rated = _rated(task) if "probes" in analyses else np.empty(0, dtype=np.int64)
+    rated = _rated(sources, task) if "probes" in analyses else np.empty(0, dtype=np.int64)
     judgments = [task.dataset.judgments.among(rows, reindex=True) for rows in sets]
     held: dict[str, list[Held]] = {}
     embedded: dict[str, tuple[NDArray[np.int64], Embedded]] = {}
@@ -206,17 +206,21 @@ def _check(
             f"analyses: layers, but {sources[0].name} has none; python -m bgs.embed --layers all writes them"
         )
     least = 2 * max(PROBE_FOLDS, INNER_FOLDS)
-    if "probes" in analyses and len(_rated(task)) < least:
+    if "probes" in analyses and len(_rated(sources, task)) < least:
         raise ValueError(
-            f"analyses: probes, but {len(_rated(task))} of these clips have a rating in {task.dataset.folder} "
+            f"analyses: probes, but {len(_rated(sources, task))} of these clips have a rating in {task.dataset.folder} "
             f"(annotations.csv); expected at least {least}"
         )
 
 
-def _rated(task: Task) -> NDArray[np.int64]:
-    """Items of the only set that have any rating, ascending; those without all of them are left out by the probes."""
+def _rated(sources: Sequence[Source], task: Task) -> NDArray[np.int64]:
+    """Items of the only set that have any rating and, judged or not, embeddings from all sources; ascending."""
     ratings = task.dataset.ratings
     if ratings is None:
         return np.empty(0, dtype=np.int64)
     rows = np.sort(task.sets[0])
-    return rows[np.isfinite(ratings.values[rows]).any(axis=1)]
+    rows = rows[np.isfinite(ratings.values[rows]).any(axis=1)]
+    for source in sources:
+        if not isinstance(source, RatingsSource):
+            rows = rows[source.has(task, rows)]
+    return rows

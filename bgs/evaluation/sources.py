@@ -103,6 +103,9 @@ class Source(Protocol):
     def check(self, task: Task) -> None:
         """Make sure, before anything is computed, that the items of a task can be embedded."""
 
+    def has(self, task: Task, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell of which items, besides the judged ones, there can be embeddings: (n,)."""
+
     def embed(self, task: Task, number: int, rows: NDArray[np.int64], *, layers: bool = False) -> Embedded:
         """Embed items of one of the task's sets.
 
@@ -172,6 +175,10 @@ class RunSource:
             if seen:
                 logger.warning("%s: %d of %d clips were trained on", self.name, len(seen), len(task.sets[number]))
 
+    def has(self, task: Task, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """See `Source`."""
+        return np.ones(len(rows), dtype=bool)
+
     def embed(self, task: Task, number: int, rows: NDArray[np.int64], *, layers: bool = False) -> Embedded:
         """See `Source`; under cross-validation by the model of the fold that held the items out."""
         return embed_items(Embedder.load(self._model(task, number)), task, rows, layers=layers)
@@ -231,6 +238,10 @@ class BackboneSource:
         if self._embedder.preprocess is None and not task.dataset.captions:
             raise ValueError(f"{self.name}: {task.dataset.folder} has no captions, which backbone 'text' reads")
 
+    def has(self, task: Task, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """See `Source`."""
+        return np.ones(len(rows), dtype=bool)
+
     def embed(self, task: Task, number: int, rows: NDArray[np.int64], *, layers: bool = False) -> Embedded:
         """See `Source`."""
         return embed_items(self._embedder, task, rows, layers=layers)
@@ -252,6 +263,11 @@ class RatingsSource:
                 if not np.isfinite(ratings.values[row]).all():
                     which = ratings.names[int(np.isnan(ratings.values[row]).argmax())]
                     raise ValueError(f"{self.name}: {task.dataset.items[row]} has no rating {which!r}")
+
+    def has(self, task: Task, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """See `Source`."""
+        assert task.dataset.ratings is not None
+        return np.asarray(np.isfinite(task.dataset.ratings.values[rows]).all(axis=1))
 
     def embed(self, task: Task, number: int, rows: NDArray[np.int64], *, layers: bool = False) -> Embedded:
         """See `Source`."""
@@ -290,6 +306,11 @@ class FileSource:
         for number in range(len(task.sets)):
             self._places(task, task.judged(number))
 
+    def has(self, task: Task, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """See `Source`."""
+        found = self._find(task, rows)
+        return np.array([task.dataset.items[row] in found for row in rows], dtype=bool)
+
     def embed(self, task: Task, number: int, rows: NDArray[np.int64], *, layers: bool = False) -> Embedded:
         """See `Source`."""
         values = self._table.embeddings[self._places(task, rows)]
@@ -301,13 +322,25 @@ class FileSource:
 
     def _places(self, task: Task, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of the table that hold items of the data set."""
+        found = self._find(task, rows)
         items = [task.dataset.items[row] for row in rows]
+        missing = [item for item in items if item not in found]
+        if missing:
+            listed = ", ".join(missing[:NAMES_IN_ERROR]) + (", ..." if len(missing) > NAMES_IN_ERROR else "")
+            raise ValueError(
+                f"{self._path}: no embedding of {len(missing)} of {len(items)} items: {listed} "
+                f"(the file has {len(self._table.files)} rows, such as {', '.join(self._table.files[:1])})"
+            )
+        return np.array([found[item] for item in items], dtype=np.int64)
+
+    def _find(self, task: Task, rows: NDArray[np.int64]) -> dict[str, int]:
+        """Rows of the table by item, of the items that it has."""
         found: dict[str, int] = {}
         for plain in (str, _without_folders, _stem):
             known: dict[str, list[int]] = {}
             for place, file in enumerate(self._table.files):
                 known.setdefault(plain(file), []).append(place)
-            for item in items:
+            for item in (task.dataset.items[row] for row in rows):
                 places = known.get(plain(item), [])
                 if item in found or not places:
                     continue
@@ -315,14 +348,7 @@ class FileSource:
                     several = ", ".join(self._table.files[place] for place in places[:NAMES_IN_ERROR])
                     raise ValueError(f"{self._path}: several rows fit item {item!r}: {several}")
                 found[item] = places[0]
-        missing = [item for item in items if item not in found]
-        if missing:
-            listed = ", ".join(missing[:NAMES_IN_ERROR]) + (", ..." if len(missing) > NAMES_IN_ERROR else "")
-            raise ValueError(
-                f"{self._path}: no embedding of {len(missing)} of {len(items)} items: {listed} "
-                f"(the file has {len(self._table.files)} rows, the first {self._table.files[:1]})"
-            )
-        return np.array([found[item] for item in items], dtype=np.int64)
+        return found
 
 
 def find_source(name: str, seed: int = 0) -> Source:

@@ -128,6 +128,16 @@ def test_all_analyses_at_once(data: Path, file: Path, layered: Path, tmp_path: P
     assert "…" not in text
 
 
+def test_clips_that_a_file_lacks_are_not_probed(data: Path, latent: np.ndarray, file: Path, tmp_path: Path) -> None:
+    """Two of the four clips that were rated and not judged: the same for all models."""
+    np.savez(tmp_path / "few.npz", files=np.array(ITEMS[:22]), embeddings=latent[:22])
+    output = tmp_path / "m.json"
+    words = ["--analyses", "probes", "--against", tmp_path / "few.npz", "--output", output]
+    assert run("--embeddings", file, "--data", data, *words) == 0
+    probes = json.loads(output.read_text())["probes"]
+    assert probes["mine.npz"] == probes["few.npz"] and probes["mine.npz"]["items"] == 22
+
+
 def test_what_cannot_be_done_is_said_first(data: Path, file: Path, layered: Path, tmp_path: Path, capsys) -> None:
     def refused(message: str, *words: object) -> None:
         assert run(*words) == 2
