@@ -43,7 +43,7 @@ def plot_geometry(path: str | Path, people: Held, models: Mapping[str, Held]) ->
         image = axis.imshow(np.ma.masked_invalid(shown), cmap=colours, interpolation="nearest")
         axis.set(title=name, xlabel="held-out clip", xticks=[], yticks=[])
         figure.colorbar(image, ax=axis, shrink=0.7, label="dissimilarity")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_training(path: str | Path, fits: Sequence[Mapping[str, Any]], criterion: str) -> None:
@@ -66,7 +66,7 @@ def plot_training(path: str | Path, fits: Sequence[Mapping[str, Any]], criterion
         axis.grid(alpha=0.3)
     if len(fits) > 1:
         figure.axes[0].legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _order(rdm: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -75,6 +75,7 @@ def _order(rdm: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.asarray(leaves_list(linkage(squareform(filled, checks=False), method="average")))
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     with replacing(Path(path)) as scratch:
         figure.savefig(scratch, format="png", dpi=110)

@@ -20,6 +20,9 @@ LABELS = {
     "odd_one_out.two_way": "two-way accuracy",
     "rsa.pearson": "RSA, Pearson r",
     "rsa.spearman": "RSA, Spearman r",
+    "rsa.explained_variance": "explained variance",
+    "rsa.cosine": "RSA, cosine",
+    "rsa.tau-a": "RSA, Kendall tau-a",
 }
 
 

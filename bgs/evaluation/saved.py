@@ -1,29 +1,21 @@
-"""Evaluation of a finished run, or of a frozen backbone, on judgments from anywhere."""
+"""Evaluation of a finished run, of a frozen backbone, or of embeddings in a file, on judgments from anywhere."""
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch
-import yaml
-from numpy.typing import NDArray
 
 from bgs.config import FormatConfig
 from bgs.data.judgments import Dataset
-from bgs.evaluation.evaluate import RESAMPLES, Evaluation, Held, evaluate
-from bgs.inputs import known_ceiling, read_dataset, splits_of, stimuli_of
-from bgs.models import Embedder, HeadConfig, load_backbone
-from bgs.models.fused import run_fused
-
-logger = logging.getLogger(__name__)
+from bgs.evaluation.evaluate import METHODS, RESAMPLES, Evaluation, Held, evaluate
+from bgs.evaluation.rsa import Method
+from bgs.evaluation.sources import RunSource, Source, Task
+from bgs.inputs import known_ceiling, read_dataset, splits_of
 
 Split = Literal["val", "test", "all"]
-RUN_RECORD = "run.json"
 
 
 def evaluate_run(
@@ -54,121 +46,79 @@ def evaluate_run(
         FileNotFoundError: no run there, or its data or clips are not.
         ValueError: the run has no such split, or the data none of its clips.
     """
-    record_file = run / RUN_RECORD
-    if not record_file.is_file():
-        raise FileNotFoundError(f"{record_file}: no such file; expected the folder of a finished run")
-    record: dict[str, Any] = json.loads(record_file.read_text(encoding="utf-8"))
-    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    same_data = data is None or data == settings["data"]
-    given = {name: value for name, value in vars(format or FormatConfig()).items() if value is not None}
-    dataset = read_dataset(data or settings["data"], FormatConfig(**settings["format"] | given))
-    clips = clips if clips is not None else (settings["clips"] if same_data else None)
-    sets: list[tuple[Path, NDArray[np.int64]]]
-    if split == "all":
-        trained = set(record["splits"]["train"]) & set(dataset.items)
-        if trained:
-            logger.warning("all: %d of %d clips were trained on", len(trained), len(dataset.items))
-        sets = [(run / "model", np.arange(len(dataset.items)))]
-    elif "folds" in record and split == "test":
-        sets = [
-            (run / f"fold-{number}/model", _rows(dataset, fold["held_out"], split, run))
-            for number, fold in enumerate(record["folds"])
-        ]
-    else:
-        if split not in record["splits"]:
-            raise ValueError(f"split: {run} has no {split} clips; it has {', '.join(record['splits'])}")
-        sets = [(run / "model", _rows(dataset, record["splits"][split], split, run))]
-    held = []
-    for folder, rows in sets:
-        embedder = Embedder.load(folder)
-        held.append(hold(embedder, dataset, rows, clips=clips, cache=cache, min_clip=settings["min_clip"]))
-    return _finish(dataset, held, resamples, seed)
+    source = RunSource(run)
+    return evaluate_source(source, run_task(source, data, split, clips, cache, format), resamples=resamples, seed=seed)
 
 
-def evaluate_frozen(
-    backbone: str,
-    checkpoint: str | None,
-    data: str,
-    *,
-    split: Split = "test",
+def run_task(
+    run: RunSource,
+    data: str | None,
+    split: Split,
     clips: str | None = None,
     cache: str | None = None,
-    frames: int | None = None,
     format: FormatConfig | None = None,
-    resamples: int = RESAMPLES,
+) -> Task:
+    """Find what a run is evaluated on; arguments as for `evaluate_run`."""
+    same_data = data is None or data == run.settings["data"]
+    dataset = read_dataset(data or run.settings["data"], run.format(format or FormatConfig()))
+    clips = clips if clips is not None else (run.settings["clips"] if same_data else None)
+    return run.task(dataset, split, clips, cache)
+
+
+def data_task(
+    data: str,
+    split: Split,
+    clips: str | None = None,
+    cache: str | None = None,
+    format: FormatConfig | None = None,
     seed: int = 0,
-) -> Evaluation:
-    """Evaluate a backbone as it is, its embeddings compared by cosine.
+) -> Task:
+    """Find what is evaluated on where no run says it.
 
     Args:
-        backbone: name of the backbone.
-        checkpoint: hub id or folder; None for the published default.
         data: judgments.
         split: a split that the data defines, or that `seed` carves out of its clips; `all` for every clip.
-        clips: as in `evaluate_run`.
-        cache: as in `evaluate_run`.
-        frames: frames per clip; None for the checkpoint's own.
+        clips: as for `evaluate_run`.
+        cache: as for `evaluate_run`.
         format: how a table of judgments is read.
-        resamples: bootstrap draws.
-        seed: of the draws and of what is carved.
+        seed: of what is carved.
 
     Raises:
-        FileNotFoundError: data, clips or checkpoint are not there.
+        FileNotFoundError: the data are not there.
         ValueError: the data cannot be used.
     """
     dataset = read_dataset(data, format or FormatConfig())
-    if split == "all":
-        rows = np.arange(len(dataset.items))
-    else:
+    rows = np.arange(len(dataset.items))
+    if split != "all":
         rows = splits_of(dataset, val_share=0.2, test_share=0.2, seed=seed)[split]
-    found = load_backbone(backbone, checkpoint, seed=seed, frames=frames)
-    embedder = Embedder(found, HeadConfig(kind="none"))
-    return _finish(dataset, [hold(embedder, dataset, rows, clips=clips, cache=cache)], resamples, seed)
+    return Task(dataset, (rows,), clips, cache)
 
 
-def hold(
-    embedder: Embedder,
-    dataset: Dataset,
-    rows: NDArray[np.int64],
+def evaluate_source(
+    source: Source,
+    task: Task,
     *,
-    clips: str | None = None,
-    cache: str | None = None,
-    min_clip: float | None = None,
-) -> Held:
-    """Embed those of some items that judgments are about.
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    methods: Sequence[Method] = METHODS,
+) -> Evaluation:
+    """Evaluate embeddings from anywhere on the judged items of a task.
 
     Args:
-        embedder: on any device.
-        dataset: where the items come from.
-        rows: items; of those without a judgment nothing needs to be known, so they are left out.
-        clips: as in `evaluate_run`.
-        cache: as in `evaluate_run`.
-        min_clip: a clip shorter than this is refused, seconds; None for what the embedder's preprocessing says.
-
-    Raises:
-        ValueError: no judgment shows three of the items.
+        source: gives the embeddings.
+        task: what is evaluated on.
+        resamples: bootstrap draws.
+        seed: of the draws.
+        methods: correlations to compute.
     """
-    within = dataset.judgments.among(rows)
-    if not len(within):
-        raise ValueError(f"data: no judgment in {dataset.folder} shows three of the {len(rows)} clips asked for")
-    judged = np.unique(within.triplets)
-    judgments = dataset.judgments.among(judged, reindex=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    stimuli = stimuli_of(dataset, judgments.items, embedder.preprocess, clips, cache, min_clip)
-    run_fused(embedder.to(device).backbone)
-    return Held(embedder.embed_all(stimuli, batch_size=16, progress=True), judgments)
-
-
-def _rows(dataset: Dataset, names: Sequence[str], split: str, run: Path) -> NDArray[np.int64]:
-    place = {name: row for row, name in enumerate(dataset.items)}
-    rows = np.array([place[name] for name in names if name in place], dtype=np.int64)
-    if not len(rows):
-        raise ValueError(f"split: none of the {len(names)} {split} clips of {run} is in {dataset.folder}")
-    return rows
-
-
-def _finish(dataset: Dataset, held: list[Held], resamples: int, seed: int) -> Evaluation:
-    return evaluate(held, resamples=resamples, seed=seed, known_ceiling=pooled_ceiling(dataset, held))
+    source.check(task)
+    held = []
+    for number in range(len(task.sets)):
+        rows = task.judged(number)
+        embedded = source.embed(task, number, rows)
+        held.append(Held(embedded.vectors, task.dataset.judgments.among(rows, reindex=True)))
+    ceiling = pooled_ceiling(task.dataset, held)
+    return evaluate(held, resamples=resamples, seed=seed, known_ceiling=ceiling, methods=methods)
 
 
 def pooled_ceiling(dataset: Dataset, held: Sequence[Held]) -> dict[str, dict[str, float]]:

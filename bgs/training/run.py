@@ -33,7 +33,8 @@ from bgs.data.splits import folds, split_items
 from bgs.evaluation.evaluate import Evaluation, Held, evaluate
 from bgs.evaluation.plots import plot_geometry, plot_training
 from bgs.evaluation.report import write_json
-from bgs.evaluation.saved import RUN_RECORD, pooled_ceiling
+from bgs.evaluation.saved import pooled_ceiling
+from bgs.evaluation.sources import RUN_RECORD
 from bgs.inputs import read_dataset, splits_of, stimuli_digest, stimuli_of, synthetic_folder
 from bgs.models import (
     Backbone,

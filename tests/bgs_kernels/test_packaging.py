@@ -32,7 +32,7 @@ def test_one_version_everywhere():
 
 
 def test_extras(project):
-    assert set(project["optional-dependencies"]) == {"train", "video", "text", "parquet", "flash", "dev"}
+    assert set(project["optional-dependencies"]) == {"train", "video", "text", "parquet", "hdf5", "flash", "dev"}
     assert names(project["dependencies"]) == {"torch", "numpy"}
 
 

@@ -1,17 +1,20 @@
 """The tables: what is written can be read back with the formats' own libraries, and equal tables are equal files."""
 
 import builtins
+import importlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
-from bgs.embedding.tables import WRITERS, Table, check_output, write_table
+from bgs.embedding.tables import WRITERS, Table, check_output, read_table, write_table
 
 FILES = ["b.mp4", "a folder/größe.mp4", "c.mp4"]
 ABOUT = {"model": "größe", "preprocess": {"frames": 4}, "layers": None}
@@ -114,3 +117,67 @@ def test_parquet_without_pyarrow_says_how_to_get_it(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'bgs-kernels\[parquet\]'; \.npz and \.safetensors do not"):
         check_output(tmp_path / "t.parquet", False)
     check_output(tmp_path / "t.npz", False)
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_what_is_written_is_read(suffix, tmp_path, table, layered):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    for given in (table, replace(layered, about=ABOUT | {"layers": [0, 6]})):
+        write_table(tmp_path / f"t{suffix}", given)
+        found = read_table(tmp_path / f"t{suffix}")
+        assert list(found.files) == FILES and found.layers == given.layers and found.about == given.about
+        assert found.embeddings.dtype == np.float32 and np.array_equal(found.embeddings, given.embeddings)
+
+
+def test_tables_made_elsewhere_are_read(tmp_path, table):
+    np.savez(tmp_path / "own.npz", files=np.array(FILES), embeddings=table.embeddings.astype(np.float64))
+    found = read_table(tmp_path / "own.npz")
+    assert found.about == {} and found.layers is None and list(found.files) == FILES
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra parquet is not installed")
+    arrow = importlib.import_module("pyarrow")
+    lists = table.embeddings.astype(np.float64).tolist()
+    parquet.write_table(arrow.table({"file": FILES, "embedding": lists}), tmp_path / "own.parquet")
+    np.testing.assert_array_equal(read_table(tmp_path / "own.parquet").embeddings, table.embeddings)
+
+
+def test_broken_tables_are_refused_by_name(tmp_path, table):
+    values = table.embeddings
+
+    def refused(message, name="t.npz", **arrays):
+        if arrays:
+            np.savez(tmp_path / name, **arrays)
+        with pytest.raises(ValueError, match=message):
+            read_table(tmp_path / name)
+
+    refused(r"t\.npz: no array 'files'; it has embeddings", embeddings=values)
+    refused(r"float32 of shape \(3, 5\) for 2 files", files=np.array(["a", "b"]), embeddings=values)
+    refused(r"int64 of shape \(3, 5\)", files=np.array(FILES), embeddings=values.astype(np.int64))
+    refused(r"shape \(3, 1, 5\) for 3 files", files=np.array(FILES), embeddings=values[:, None])
+    refused(r"'a' in row 2 is in row 0 too", files=np.array(["a", "b", "a"]), embeddings=values)
+    layers = {"files": np.array(FILES), "embeddings": values[:, None], "layers": np.array([1, 2])}
+    refused("2 numbers for 1 layers", **layers)
+    broken = values.copy()
+    broken[1, 3] = np.nan
+    refused(r"the embedding of 'a folder/größe.mp4' is not finite \(row 1\)", files=np.array(FILES), embeddings=broken)
+    refused("without unpickling", files=np.array(FILES, dtype=object), embeddings=values)
+    (tmp_path / "t.npz").write_bytes(b"no archive")
+    refused("cannot be read as .npz")
+    (tmp_path / "t.safetensors").write_bytes(b"no tensors")
+    refused("cannot be read as safetensors", "t.safetensors")
+    save_file({"embeddings": values}, tmp_path / "t.safetensors")
+    refused("metadata 'bgs' does not name the files", "t.safetensors")
+    refused(r"suffix '\.csv'; expected one of \.parquet, \.npz, \.safetensors", "t.csv")
+    with pytest.raises(FileNotFoundError):
+        read_table(tmp_path / "none.npz")
+    pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    (tmp_path / "t.parquet").write_bytes(b"no table")
+    refused("cannot be read as Parquet", "t.parquet")
+    parquet, arrow = importlib.import_module("pyarrow.parquet"), importlib.import_module("pyarrow")
+    for column in ([[1.0], [1.0, 2.0]], [[1.0], None], ["a", "b"]):
+        parquet.write_table(arrow.table({"file": ["a", "b"], "embedding": column}), tmp_path / "t.parquet")
+        refused("column 'embedding' is .*; expected lists of numbers of one length", "t.parquet")
+    parquet.write_table(arrow.table({"name": ["a", "b"]}), tmp_path / "t.parquet")
+    refused("no column 'file'; it has name", "t.parquet")
+    np.savez(tmp_path / "t.npz", files=np.array(FILES), embeddings=values, about=np.array("{"))
+    refused("t.npz: what it says that it came from is not valid JSON")

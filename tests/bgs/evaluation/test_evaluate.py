@@ -1,6 +1,7 @@
 """Accuracy, correlation and intervals against loops, scipy and literal resampling."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from bgs.evaluation import evaluate as evaluate_module
 from bgs.evaluation.bootstrap import interval, resample_items
 from bgs.evaluation.evaluate import Held, cosine_similarity, evaluate
 from bgs.evaluation.odd_one_out import resampled_accuracy, score_judgments
-from bgs.evaluation.rsa import correlate
+from bgs.evaluation.reliability import split_half
+from bgs.evaluation.rsa import Method, correlate
+from bgs_kernels import rsa_correlation
 
 
 def judgments(items: int, number: int, seed: int = 0) -> Judgments:
@@ -66,15 +69,63 @@ def test_values_equal_loops_and_scipy() -> None:
     assert found["rsa.pearson"].n == len(model)
 
 
-@pytest.mark.parametrize("method", ["pearson", "spearman"])
-def test_weights_stand_for_copies(method: str) -> None:
+def tau_a(x: np.ndarray, y: np.ndarray) -> float:
+    """Kendall's definition, couple by couple."""
+    couples = list(itertools.combinations(range(len(x)), 2))
+    return sum(np.sign(x[i] - x[j]) * np.sign(y[i] - y[j]) for i, j in couples) / len(couples)
+
+
+REFERENCES = {
+    "pearson": lambda x, y: stats.pearsonr(x, y).statistic,
+    "spearman": lambda x, y: stats.spearmanr(x, y).statistic,
+    "cosine": lambda x, y: x @ y / (np.linalg.norm(x) * np.linalg.norm(y)),
+    "tau-a": tau_a,
+}
+
+
+@pytest.mark.parametrize("method", REFERENCES)
+def test_weights_stand_for_copies(method: Method) -> None:
     rng = np.random.default_rng(0)
     model, human = rng.integers(0, 6, 40).astype(float), rng.integers(0, 4, 40).astype(float)
     weights = rng.integers(0, 4, (5, 40)).astype(float)
     found = correlate(model, human, weights, method)
-    reference = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[method]
     for row, value in zip(weights.astype(int), found, strict=True):
-        assert value == pytest.approx(reference(np.repeat(model, row), np.repeat(human, row)).statistic, abs=1e-12)
+        expected = REFERENCES[method](np.repeat(model, row), np.repeat(human, row))
+        assert value == pytest.approx(expected, abs=1e-12)
+    assert correlate(model, human, method=method)[0] == pytest.approx(REFERENCES[method](model, human), abs=1e-12)
+
+
+@pytest.mark.parametrize("method", ["pearson", "spearman", "cosine", "tau-a"])
+def test_methods_agree_with_the_kernels(method: Method) -> None:
+    """The kernels define the training loss; what is trained and what is measured have to be the same number."""
+    rng = np.random.default_rng(3)
+    model, human = (np.triu(rng.integers(1, 8, (1, 12, 12)), 1).astype(float) for _ in range(2))
+    model, human = (rdm + rdm.transpose(0, 2, 1) for rdm in (model, human))
+    rows, columns = np.triu_indices(12, 1)
+    kernel = rsa_correlation(torch.from_numpy(model), torch.from_numpy(human), metric="precomputed", method=method)
+    ours = correlate(model[0, rows, columns], human[0, rows, columns], method=method)
+    assert ours[0] == pytest.approx(kernel.item(), abs=1e-12)
+
+
+def test_methods_are_chosen_and_unknown_ones_refused() -> None:
+    held = [Held(torch.randn(12, 4), judgments(12, 300))]
+    found = evaluate(held, resamples=10, methods=("cosine", "tau-a")).measures
+    assert {name for name in found if name.startswith("rsa.")} == {"rsa.cosine", "rsa.tau-a"}
+    assert found["rsa.cosine"].chance is None and found["rsa.cosine"].value > 0.5
+    assert abs(found["rsa.tau-a"].value) < 0.5
+    with pytest.raises(ValueError, match="methods: 'euclid'; expected any of pearson, spearman, cosine, tau-a"):
+        evaluate(held, methods=("euclid",))
+    with pytest.raises(ValueError, match="whole numbers"):
+        correlate(np.arange(4.0), np.arange(4.0), np.full((1, 4), 0.5), "tau-a")
+
+
+def test_a_reversed_geometry_explains_nothing() -> None:
+    people, embeddings = judgments(14, 600), torch.randn(14, 3, generator=torch.Generator().manual_seed(2))
+    found = evaluate([Held(embeddings, people)], resamples=200)
+    r = found.measures["rsa.spearman"].value
+    resampled = found.resampled["rsa.explained_variance"]
+    assert found.measures["rsa.explained_variance"].value == pytest.approx(max(r, 0) ** 2)
+    assert ((found.resampled["rsa.spearman"] < 0) == (resampled == 0)).all() and (resampled == 0).any()
 
 
 def test_correlation_without_variance_is_undefined() -> None:
@@ -162,7 +213,8 @@ def test_intervals_do_not_depend_on_how_many_weights_are_held_at_a_time(monkeypa
 def test_measures_as_json() -> None:
     found = evaluate([Held(torch.randn(12, 4), judgments(12, 300))], resamples=10).to_dict()
     assert set(found) == {"odd_one_out", "rsa"}
-    assert set(found["odd_one_out"]) == {"three_way", "two_way"} and set(found["rsa"]) == {"pearson", "spearman"}
+    assert set(found["odd_one_out"]) == {"three_way", "two_way"}
+    assert set(found["rsa"]) == {"pearson", "spearman", "explained_variance"}
     assert found["odd_one_out"]["three_way"]["chance"] == pytest.approx(1 / 3)
     assert set(found["odd_one_out"]["three_way"]["ceiling"]) >= {"upper", "triplets"}
     assert set(found["rsa"]["pearson"]) == {"value", "ci95", "n", "chance"}
@@ -171,3 +223,25 @@ def test_measures_as_json() -> None:
 def test_embeddings_must_fit_the_items() -> None:
     with pytest.raises(ValueError, match=r"shape \(11, 4\); expected one row for each of the 12 items"):
         Held(torch.randn(11, 4), judgments(12, 10))
+
+
+def test_reliability_is_the_ceiling_of_rsa() -> None:
+    held = Held(torch.randn(12, 4), agreeing(12, 400))
+    found = evaluate([held], resamples=10, seed=4).measures
+    for method in ("pearson", "spearman"):
+        half = split_half(held.judgments, method=method, seed=4)
+        assert half.all_pairs is not None and half.all_pairs > 0.9
+        assert found[f"rsa.{method}"].ceiling == {"upper": half.ceiling, "reliability": half.all_pairs}
+    # a square is bounded by the reliability itself
+    assert found["rsa.explained_variance"].ceiling == {"upper": half.all_pairs, "reliability": half.all_pairs}
+    nobody = replace(held.judgments, participants=None, participant_names=())
+    assert evaluate([Held(held.embeddings, nobody)], resamples=10).measures["rsa.pearson"].ceiling is None
+
+
+def agreeing(items: int, number: int) -> Judgments:
+    """Judgments by participants who all see items on a line."""
+    people = judgments(items, number)
+    triplets = np.sort(people.triplets, axis=1)
+    low = triplets[:, 1] - triplets[:, 0] > triplets[:, 2] - triplets[:, 1]
+    triplets[low] = triplets[low][:, [1, 2, 0]]
+    return Judgments(people.items, triplets, np.arange(number) % 8, tuple(map(str, range(8))))

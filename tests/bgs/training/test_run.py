@@ -19,7 +19,7 @@ from bgs import train as train_command
 from bgs.cli import parse_training
 from bgs.config import TrainConfig
 from bgs.data.synthetic import make_dataset
-from bgs.evaluation import saved
+from bgs.evaluation import sources
 from bgs.evaluation.saved import evaluate_run
 from bgs.inputs import stimuli_digest, stimuli_of
 from bgs.models.pooling import AttentivePooling
@@ -417,7 +417,7 @@ def test_a_run_is_evaluated_with_its_own_limit_on_clip_length(small: Path, tmp_p
         limits.append(arguments[5])
         return stimuli_of(*arguments)
 
-    monkeypatch.setattr(saved, "stimuli_of", spy)
+    monkeypatch.setattr(sources, "stimuli_of", spy)
     evaluate_run(tmp_path / "run", resamples=5)
     assert limits == [0.05]
 
@@ -465,3 +465,38 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(micro: str, small: Path
     assert computed == {torch.bfloat16}
     assert np.isfinite(fitted.history[0]["loss"])
     assert {tensor.dtype for tensor in bgs.load(tmp_path / "run")[0].state_dict().values()} == {torch.float32}
+
+
+def test_runs_are_compared_with_one_another_on_the_same_clips(small: Path, tmp_path: Path, caplog) -> None:
+    for name, seed in (("one", "0"), ("other", "1")):
+        Run(settings(small, tmp_path / name, "--epochs", "1", "--seed", seed), progress=False).execute()
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    output = tmp_path / "m.json"
+    words = ["--against", other, "--analyses", "layers,variance", "--output", str(output), "--resamples", "10"]
+    assert evaluate_command.main([one, *words]) == 0
+    found = json.loads(output.read_text())
+    assert found["against"][other] == json.loads(json.dumps(evaluate_run(Path(other), resamples=10).to_dict()))
+    assert [layer["layer"] for layer in found["layers"][one]["layers"]] == [0, 1, 2, 3, 4]
+    assert set(found["variance"]["parts"]) == {one, other, f"{one} + {other}"}
+    frozen = ["--backbone", "clip", "--checkpoint", "tiny", "--pooling", "mean", "--data", str(small)]
+    assert evaluate_command.main([*frozen, "--resamples", "10", "--against", one, "--output", str(output)]) == 0
+    again = json.loads(output.read_text())
+    assert again["against"][one] == {name: found[name] for name in ("odd_one_out", "rsa")}
+    caplog.clear()
+    assert evaluate_command.main([one, "--split", "all", "--resamples", "5"]) == 0
+    assert f"{one}: 26 of 40 clips were trained on" in caplog.text
+
+
+def test_cross_validated_runs_are_compared_fold_by_fold(small: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("h5py", reason="the extra hdf5 is not installed")
+    for name, seed in (("one", "0"), ("other", "1")):
+        Run(settings(small, tmp_path / name, "--folds", "2", "--epochs", "1", "--seed", seed), progress=False).execute()
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    assert evaluate_command.main([one, "--against", "ratings", "--resamples", "5", "--analyses", "reliability"]) == 0
+    assert "folds" not in capsys.readouterr().err
+    assert evaluate_command.main([one, "--against", other, "--resamples", "5"]) == 2
+    assert "cross-validated with other folds, so that it cannot be compared" in capsys.readouterr().err
+    assert evaluate_command.main([one, "--rdms", str(tmp_path / "r.h5")]) == 2
+    assert "rdms: the models of 2 folds have no common dissimilarities" in capsys.readouterr().err
+    assert evaluate_command.main([one, "--analyses", "probes"]) == 2
+    assert "has 2, one for each fold" in capsys.readouterr().err
