@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -195,8 +196,8 @@ class Processes:
         differs = [rank for rank, other in enumerate(self._exchange(value != self.tell(value))) if other]
         if differs:
             raise ValueError(
-                f"{what}: on rank {differs[0]} it is another than on rank 0; all processes need the same versions, data"
-                " and output folder, on a file system that they share"
+                f"{what}: on rank {differs[0]} not as on rank 0; all processes need the same versions, devices and "
+                "data, and an output folder that they share"
             )
 
     def wait(self) -> None:
@@ -320,6 +321,8 @@ def join() -> Processes:
             )
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"  # word among hosts does not wait for the GPUs
+    # Torch 2.13 names it anew; the new name is in no earlier one.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     store, rank, number = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=number, timeout=PATIENCE)
     return Processes(rank, local_rank, number, dist.PrefixStore("bgs", store))  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ table.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -104,7 +105,8 @@ def embed_files(
         table. None on every process but the first.
 
     Raises:
-        ValueError: the model does not take videos, has no such layers, or gives embeddings that are not finite.
+        ValueError: the model does not take videos, has no such layers, or gives embeddings that are not finite; or the
+            processes would not give the same.
         FileNotFoundError: the first process does not see what another wrote.
     """
     processes = processes or Processes()
@@ -112,10 +114,12 @@ def embed_files(
     if preprocess is None:
         raise ValueError(f"{name}: embeds captions, not videos; bgs.load gives a model whose embed() takes them")
     chosen = chosen_layers(embedder, layers)
-    clips = ClipSet(files, preprocess, cache=None, workers=workers or processes.cores)
+    clips = ClipSet(files, preprocess, cache=None, workers=processes.cores if workers is None else workers)
     size = clips_per_batch(embedder.backbone, tokens)
     resolved = chosen_precision(precision, on_gpu=embedder.backbone.device.type == "cuda")
     about = describe(embedder, name, clips, resolved, chosen, size)
+    if not processes.alone:
+        processes.agree("model, device or packages", json.dumps(about, sort_keys=True))
     shards = Shards(output, about)
     groups = [list(range(start, min(start + size, len(files)))) for start in range(0, len(files), size)]
     named = [[files[row] for row in group] for group in groups]
@@ -150,7 +154,7 @@ def embed_files(
         if found[place] is None:
             raise FileNotFoundError(
                 f"{shards.folder}: the batch of {named[place][0]} is not there, which another process made; all need "
-                "to see the same folder and files, and to have the same kind of device"
+                "to see the same folder and files"
             )
     results = [(names, shard) for names, shard in zip(named, found, strict=True) if shard is not None]
     kept = [name for names, shard in results for place, name in enumerate(names) if place not in shard.errors]
