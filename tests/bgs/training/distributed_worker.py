@@ -152,7 +152,7 @@ class Unevenly(Processes):
 def fits(processes: Processes) -> dict[str, object]:
     """Fit a small model in several ways."""
     found: dict[str, object] = {}
-    for name, settings in {"plain": {}, "cached": {"micro_clips": 2}}.items():
+    for name, settings in {"plain": {}, "again": {}, "cached": {"micro_clips": 2}}.items():
         embedder = Tiny()
         history = fit_of(embedder, processes, **settings).run().history
         found[name] = embedder.state_dict(), [record["loss"] for record in history]
@@ -280,7 +280,7 @@ def embedded(data: Path, place: Path, processes: Processes) -> object:
     cut.told = [0, 1, 3]  # the batches that are to be made
     with suppress(Killed):
         embed_files(embedder, files, place / "cut.npz", processes=cut, **settings)
-    return outcome
+    return None if outcome is None else outcome.embedded
 
 
 def forbidden() -> str:

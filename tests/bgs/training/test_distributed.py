@@ -17,7 +17,7 @@ import bgs
 from bgs import processes as processes_module
 from bgs.cli import parse_training
 from bgs.data.synthetic import make_dataset
-from bgs.embedding.run import embed_files
+from bgs.embedding.run import choose_device, embed_files
 from bgs.models import Embedder, load_backbone
 from bgs.processes import Processes, join
 from bgs.training import run as run_module
@@ -81,7 +81,7 @@ def ranks(request, data, tmp_path_factory):
     """The folder that the processes wrote, and what each of them found."""
     folder = tmp_path_factory.mktemp("ranks")
     assert start(work, request.param, data, folder) == [0] * request.param
-    return folder, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
+    return folder, [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +165,7 @@ def test_fits_end_with_the_same_weights(ranks, way):
         for name in expected:
             torch.testing.assert_close(weights[name], expected[name], rtol=1e-5, atol=1e-5)
             assert torch.equal(weights[name], ranks[1][0]["fits"][way][0][name])
+            assert torch.equal(rank["fits"]["again"][0][name], rank["fits"]["plain"][0][name])
 
 
 def test_processes_draw_different_dropout_and_replay_it(ranks):
@@ -215,7 +216,7 @@ def test_tables_are_those_of_one_process(ranks, data, tmp_path):
     embed_files(embedder, files, tmp_path / "one.npz", **settings)
     assert (folder / "table.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
     assert not (folder / "table.npz.partial").exists()
-    assert [rank["embedded"] is None for rank in found] == [False, *[True] * (len(found) - 1)]
+    assert [rank["embedded"] for rank in found] == [7, *[None] * (len(found) - 1)]
     # A run that several processes began is finished by one, which embeds the batch that they left out alone.
     assert len(list((folder / "cut.npz.partial").iterdir())) == 3
     seen = []
@@ -270,6 +271,16 @@ def test_processes_that_cannot_work_are_refused(environment, message, monkeypatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match=message):
         join()
+
+
+def test_embedding_takes_the_gpu_of_its_process(monkeypatch):
+    second = Processes(5, 1, 8)
+    with pytest.raises(ValueError, match="device: 'cuda:1' for 8 processes; leave it out"):
+        choose_device("cuda:1", second)
+    assert choose_device("cpu", second) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device(None, second) == choose_device("cuda", second) == torch.device("cuda:1")
+    assert choose_device(None) == torch.device("cuda")
 
 
 def test_accelerate_has_to_be_of_the_same_mind():
