@@ -2,6 +2,7 @@
 writes what it found to `<folder>/<rank>.pt`.
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -55,8 +56,16 @@ RUNS = {
         "--optim.clip_norm",
         "0",
     ],
+    "text": ["--backbone", "text", "--selection.inner_folds", "2", "--epochs", "3"],
     "head": ["--tune", "head", "--folds", "2", "--loss.pair_weights", "counts", "--triplet", "margin"],
 }
+
+
+def runs(world: int) -> list[str]:
+    """Name the runs that so many processes make, the last by the command line."""
+    if world == 3:
+        return ["full", "head"]
+    return ["text", "lora"] if importlib.util.find_spec("sentence_transformers") else ["lora"]
 
 
 class Tiny(nn.Module):
@@ -262,7 +271,7 @@ def everything(data: Path, folder: Path, processes: Processes) -> None:
         killed(data, folder / "killed", processes)
         found["forbidden"] = forbidden()
     torch.save(found, folder / f"{processes.rank}.pt")
-    *names, last = ("lora",) if processes.number == 2 else ("full", "head")
+    *names, last = runs(processes.number)
     for name in names:
         Run(parse_training(words(data, folder / name, *RUNS[name])), progress=False, processes=processes).execute()
     processes_module.join = lambda: processes  # joined already

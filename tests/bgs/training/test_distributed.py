@@ -25,7 +25,7 @@ from bgs.training.run import Run
 
 # under the importlib mode of pytest this folder is in no one's path; new processes inherit it from here
 sys.path.insert(0, str(Path(__file__).parent))
-from distributed_worker import CLIPS, RUNS, Tiny, embedder_after, fail, words, work
+from distributed_worker import CLIPS, RUNS, Tiny, embedder_after, fail, runs, words, work
 
 sys.path.pop(0)
 
@@ -133,12 +133,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert same == different
 
 
-def runs(ranks) -> list[str]:
-    return ["lora"] if len(ranks[1]) == 2 else ["full", "head"]
-
-
 def test_a_run_is_that_of_one_process(ranks, alone):
-    for name in runs(ranks):
+    for name in runs(len(ranks[1])):
         assert_same_run(alone(name), ranks[0] / name)
         counts = [len(list(run.rglob("events*"))) for run in (alone(name), ranks[0] / name)]
         assert counts[0] == counts[1]
