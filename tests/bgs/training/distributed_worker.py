@@ -8,7 +8,6 @@ import os
 import signal
 import traceback
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -269,7 +268,6 @@ def everything(data: Path, folder: Path, processes: Processes) -> None:
     found["embedded"] = embedded(data, folder, processes)
     if processes.number == 2:
         killed(data, folder / "killed", processes)
-        found["forbidden"] = forbidden()
     torch.save(found, folder / f"{processes.rank}.pt")
     *names, last = runs(processes.number)
     for name in names:
@@ -290,15 +288,6 @@ def embedded(data: Path, place: Path, processes: Processes) -> object:
     with suppress(Killed):
         embed_files(embedder, files, place / "cut.npz", processes=cut, **settings)
     return None if outcome is None else outcome.embedded
-
-
-def forbidden() -> str:
-    """Give fewer clips a batch than there are processes."""
-    try:
-        Run(replace(TrainConfig(), batch_clips=3), processes=Processes(0, 0, 4))
-    except ValueError as error:
-        return str(error)
-    return ""
 
 
 def fail(rank: int, world: int, port: int, data: str, folder: str) -> None:
