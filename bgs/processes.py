@@ -331,12 +331,14 @@ def join() -> Processes:
 def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Divide parameters into runs of one dtype and device and a bounded size."""
     bucket: list[nn.Parameter] = []
+    size = 0
     for p in parameters:
-        full = sum(each.numel() for each in bucket) + p.numel() > BUCKET_ELEMENTS
+        full = size + p.numel() > BUCKET_ELEMENTS
         if bucket and (full or (p.dtype, p.device) != (bucket[0].dtype, bucket[0].device)):
             yield bucket
-            bucket = []
+            bucket, size = [], 0
         bucket.append(p)
+        size += p.numel()
     if bucket:
         yield bucket
 

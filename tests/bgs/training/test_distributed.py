@@ -270,6 +270,15 @@ def test_processes_that_cannot_work_are_refused(environment, message, monkeypatc
         join()
 
 
+def test_gradients_are_exchanged_in_pieces(monkeypatch):
+    monkeypatch.setattr(processes_module, "BUCKET_ELEMENTS", 10)
+    sizes = [4, 6, 1, 30, 5, 5, 5]
+    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in sizes]
+    parameters.append(torch.nn.Parameter(torch.zeros(1, dtype=torch.float64)))
+    pieces = [[p.numel() for p in piece] for piece in processes_module._buckets(parameters)]
+    assert pieces == [[4, 6], [1], [30], [5, 5], [5], [1]]
+
+
 def test_embedding_takes_the_gpu_of_its_process(monkeypatch):
     second = Processes(5, 1, 8)
     with pytest.raises(ValueError, match="device: 'cuda:1' for 8 processes; leave it out"):
