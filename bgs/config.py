@@ -70,8 +70,8 @@ class OptimConfig:
         plateau_factor: see `schedule`.
         plateau_patience: see `schedule`.
         clip_norm: gradients are scaled down to this norm; 0 for no limit.
-        micro_clips: clips embedded at a time; the loss still sees the whole batch, at the price of a second forward
-            pass (gradient caching). 0 embeds the whole batch at once.
+        micro_clips: clips that a process embeds at a time; the loss still sees the whole batch, at the price of a
+            second forward pass (gradient caching). 0 embeds the process's whole share at once.
     """
 
     head_lr: float | None = None
@@ -173,7 +173,8 @@ class TrainConfig:
         triplet: form of the triplet term: three-way `softmax`, or the published `margin`.
         folds: cross-validation over clips with this many folds; 0 holds out one test split.
         epochs: passes over the training clips, at most.
-        batch_clips: distinct clips in a step; all judgments among them count, and all their pairs.
+        batch_clips: distinct clips in a step, of all processes together; all judgments among them count, and all their
+            pairs.
         lr: learning rate.
         seed: of everything random; the same seed gives the same run.
         output: folder of the run; null for runs/<backbone>-<mode>-seed<seed>.

@@ -62,7 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 if files could not be used, 2 for other errors."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("bgs").setLevel(logging.INFO)
+    from bgs.processes import OtherProcessError, join, program
+
+    name = program("bgs.embed")
+    try:
+        processes = join()
+    except ValueError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    logging.getLogger("bgs").setLevel(logging.INFO if processes.first else logging.ERROR)
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     from bgs.data.clips import BrokenClipsError
     from bgs.embedding.run import choose_device, embed_files
@@ -72,26 +80,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bgs.models.loading import load_embedder
 
     try:
-        check_output(options.output, options.overwrite)
-        files = find_videos(options.inputs)
-        embedder = load_embedder(options.model, device=choose_device(options.device), frames=options.frames)
-        run_fused(embedder.backbone, options.accelerate)
-        outcome = embed_files(
-            embedder,
-            files,
-            options.output,
-            name=options.model,
-            precision=options.precision,
-            layers=options.layers,
-            tokens=options.tokens,
-            workers=options.workers,
-        )
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        print(f"bgs.embed: {error}", file=sys.stderr)
+        with processes:
+            check_output(options.output, options.overwrite)
+            files = find_videos(options.inputs)
+            device = choose_device(options.device, processes)
+            with processes.in_turns():  # a checkpoint is downloaded once
+                embedder = load_embedder(options.model, device=device, frames=options.frames)
+            run_fused(embedder.backbone, options.accelerate)
+            outcome = embed_files(
+                embedder,
+                files,
+                options.output,
+                name=options.model,
+                precision=options.precision,
+                layers=options.layers,
+                tokens=options.tokens,
+                workers=options.workers,
+                processes=processes,
+            )
+    except (ValueError, OSError, ImportError, MemoryError, OtherProcessError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("bgs.embed: interrupted; the same command goes on from the batches that are finished", file=sys.stderr)
+        print(f"{name}: interrupted; the same command goes on from the batches that are finished", file=sys.stderr)
         return 130
+    if outcome is None:  # the first process tells
+        return 0
     if outcome.errors:
         print(f"bgs.embed: {BrokenClipsError(outcome.errors, len(files))}", file=sys.stderr)
     return 1 if outcome.errors else 0

@@ -11,14 +11,17 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     from bgs.cli import parse_training
+    from bgs.processes import OtherProcessError, join, program
 
+    name = program("bgs.train")
     try:
         config = parse_training(arguments)
+        processes = join()
     except ValueError as error:
-        print(f"bgs.train: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("bgs").setLevel(logging.INFO)
+    logging.getLogger("bgs").setLevel(logging.INFO if processes.first else logging.ERROR)
     # peft asks transformers for this under its old name; nothing that a user of ours could change.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     from rich.console import Console
@@ -27,13 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bgs.training.run import Run
 
     try:
-        result = Run(config).execute()
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"bgs.train: {error}", file=sys.stderr)
+        with processes:
+            result = Run(config, processes=processes).execute()
+    except (ValueError, OSError, ImportError, FloatingPointError, OtherProcessError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"bgs.train: interrupted; the same command takes it up again from {config.run_folder}", file=sys.stderr)
+        print(f"{name}: interrupted; the same command takes it up again from {config.run_folder}", file=sys.stderr)
         return 130
+    if result is None:  # the first process tells
+        return 0
     console = Console(width=TABLE_WIDTH)
     columns = {"before training": result.frozen, "fine-tuned": result.trained}
     console.print(table(columns, f"{config.backbone}, {config.mode}", compare=("fine-tuned", "before training")))

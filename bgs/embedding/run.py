@@ -4,6 +4,7 @@ table.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from bgs.models.batching import clips_per_batch
 from bgs.models.fused import is_fused
 from bgs.models.layers import Layers, layer_numbers
 from bgs.precision import chosen_precision
+from bgs.processes import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +39,17 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PACKAGES = ("torch", "transformers", "av")
 
 
-def choose_device(name: str | None) -> torch.device:
-    """Find the device of a name; without one, a GPU where there is any.
+def choose_device(name: str | None, processes: Processes | None = None) -> torch.device:
+    """Find the device of a name; without one, a GPU where there is any, of several processes each its own.
 
     Raises:
-        ValueError: there is no such device.
+        ValueError: there is no such device, or one is named for several processes.
     """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    processes = processes or Processes()
+    if name is None or (name == "cuda" and not processes.alone and torch.cuda.is_available()):
+        return processes.device
+    if not processes.alone and name != "cpu":
+        raise ValueError(f"device: {name!r} for {processes.number} processes; leave it out, and each takes its own GPU")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -75,11 +80,12 @@ def embed_files(
     tokens: int | None = None,
     workers: int | None = None,
     progress: bool = True,
-) -> Outcome:
+    processes: Processes | None = None,
+) -> Outcome | None:
     """Embed video files into a table.
 
     Batches are those of the list of files, whichever of them could be used, and each is kept when it is finished: a run
-    that goes on from another's batches gives the same bytes as one that made them all.
+    that goes on from another's batches gives the same bytes as one that made them all, and so do several processes.
 
     Args:
         embedder: on the device that it is to run on.
@@ -90,48 +96,66 @@ def embed_files(
         layers: instead of embeddings the mean over the tokens of each of these layers: `all`, or numbers such as
             `0,6,12`; see `Backbone.embed_layers`.
         tokens: tokens in a batch; None for what suits the device.
-        workers: files decoded at a time; None for the number of usable cores.
+        workers: files decoded at a time; None for the number of usable cores, which processes of a machine share.
         progress: whether to show a progress bar.
+        processes: divide the batches among them; the first writes the table, in a folder that all of them see.
 
     Returns:
         How many files are in the table and what was wrong with the others. With no file that could be used there is no
-        table.
+        table. None on every process but the first.
 
     Raises:
-        ValueError: the model does not take videos, has no such layers, or gives embeddings that are not finite.
+        ValueError: the model does not take videos, has no such layers, or gives embeddings that are not finite; or the
+            processes would not give the same.
+        FileNotFoundError: the first process does not see what another wrote.
     """
+    processes = processes or Processes()
     preprocess = embedder.preprocess
     if preprocess is None:
         raise ValueError(f"{name}: embeds captions, not videos; bgs.load gives a model whose embed() takes them")
     chosen = chosen_layers(embedder, layers)
-    clips = ClipSet(files, preprocess, cache=None, workers=workers)
+    clips = ClipSet(files, preprocess, cache=None, workers=processes.cores if workers is None else workers)
     size = clips_per_batch(embedder.backbone, tokens)
     resolved = chosen_precision(precision, on_gpu=embedder.backbone.device.type == "cuda")
     about = describe(embedder, name, clips, resolved, chosen, size)
+    if not processes.alone:
+        processes.agree("model, device or packages", json.dumps(about, sort_keys=True))
     shards = Shards(output, about)
     groups = [list(range(start, min(start + size, len(files)))) for start in range(0, len(files), size)]
     named = [[files[row] for row in group] for group in groups]
-    found = [shards.read(names) for names in named]
-    todo = [row for group, shard in zip(groups, found, strict=True) if shard is None for row in group]
-    if len(todo) < len(files):
-        logger.info("%s: %d of %d files are finished already", shards.folder, len(files) - len(todo), len(files))
+    found = [shards.read(names) if processes.first else None for names in named]
+    missing = processes.tell([place for place, shard in enumerate(found) if shard is None])
+    own = processes.share(np.array(missing, dtype=np.int64)).tolist()
+    todo = [row for place in own for row in groups[place]]
+    left = sum(len(groups[place]) for place in missing)
+    if left < len(files):
+        logger.info("%s: %d of %d files are finished already", shards.folder, len(files) - left, len(files))
     begin = time.perf_counter()
     # A batch ready, and every worker at one of the next.
     decoded = clips.stream(todo, depth=size + clips.workers)
     bar = tqdm(
-        total=len(files),
-        initial=len(files) - len(todo),
-        desc="embedding",
+        total=len(files) - left + len(todo),
+        initial=len(files) - left,
+        desc="embedding" if processes.alone else f"embedding (1 of {processes.number} processes)",
         unit="clip",
-        disable=None if progress else True,
+        disable=None if progress and processes.first else True,
     )
     with bar:
-        for place, group in enumerate(groups):
-            if found[place] is None:
-                made = _embed(embedder, list(islice(decoded, len(group))), named[place], about)
-                shards.write(named[place], made)
-                found[place] = made
-                bar.update(len(group))
+        for place in own:
+            made = _embed(embedder, list(islice(decoded, len(groups[place]))), named[place], about)
+            shards.write(named[place], made)
+            found[place] = made
+            bar.update(len(groups[place]))
+    processes.wait()
+    if not processes.first:
+        return None
+    for place in missing[len(own) :]:  # the others'
+        found[place] = shards.read(named[place])
+        if found[place] is None:
+            raise FileNotFoundError(
+                f"{shards.folder}: the batch of {named[place][0]} is not there, which another process made; all need "
+                "to see the same folder and files"
+            )
     results = [(names, shard) for names, shard in zip(named, found, strict=True) if shard is not None]
     kept = [name for names, shard in results for place, name in enumerate(names) if place not in shard.errors]
     errors = [ClipError(Path(names[at]), why) for names, shard in results for at, why in shard.errors.items()]
@@ -139,7 +163,7 @@ def embed_files(
         parts = [shard.embeddings for _, shard in results if len(shard.embeddings)]
         write_table(output, Table(kept, np.concatenate(parts), chosen, about))
     shards.remove()
-    rate = len(todo) / (time.perf_counter() - begin)
+    rate = left / (time.perf_counter() - begin)
     said = f"{len(kept)} of {len(files)} files embedded" if kept else "not written: no file could be used"
     logger.info("%s: %s, %.1f clips a second", output, said, rate)
     return Outcome(len(kept), tuple(errors))

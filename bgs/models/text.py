@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedTokenizerFast
 
@@ -131,7 +132,10 @@ class TextBackbone(Backbone):
         with preserved_rng(seed):
             encoder = BertModel(config, add_pooling_layer=False)
         with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-            encoder.save_pretrained(folder)
+            # Not the encoder's own save_pretrained, which does nothing in any but the first of several processes.
+            config.architectures, config.dtype = [type(encoder).__name__], encoder.dtype
+            config.save_pretrained(folder)
+            save_file(encoder.state_dict(), Path(folder) / "model.safetensors", metadata={"format": "pt"})
             tokenizer.save_pretrained(folder)
             # A plain encoder: sentence-transformers adds the pooling by the mean.
             sentences, _ = _load_sentences(Checkpoint("folder", folder))

@@ -19,7 +19,9 @@ from tqdm.auto import tqdm
 
 from bgs.config import TrainConfig
 from bgs.data.judgments import Judgments
+from bgs.models.checkpoints import weights_digest
 from bgs.models.embedder import Embedder
+from bgs.processes import Processes
 from bgs.training.batches import epoch_batches
 from bgs.training.gradient_cache import cached_backward
 from bgs.training.objective import Objective
@@ -81,6 +83,8 @@ class Fit:
         identity: JSON values that have to be equal for a state to be taken up.
         log: TensorBoard.
         progress: whether to show a progress bar.
+        processes: fit the same embedder together, each on its share of every batch, and end with the same weights; the
+            state is written by the first. None for this one alone.
 
     Raises:
         ValueError: no judgment shows three training clips.
@@ -101,14 +105,17 @@ class Fit:
         identity: dict[str, Any] | None = None,
         log: SummaryWriter | None = None,
         progress: bool = True,
+        processes: Processes | None = None,
     ) -> None:
+        self._processes = processes or Processes()
         within = judgments.among(train)
         if not len(within):
             raise ValueError(f"data: no judgment shows three of the {len(train)} training clips")
         self._embedder, self._embed, self._train, self._config = embedder, embed, train, config
         self._accelerator, self._validation, self._label = accelerator, validation, label
         self._state, self._identity, self._log, self._progress = state, identity or {}, log, progress
-        self._objective = Objective(within, config.mode, config.triplet, config.loss, accelerator.device)
+        device, group = accelerator.device, self._processes.group
+        self._objective = Objective(within, config.mode, config.triplet, config.loss, device, group)
         self._weights = {name: p for name, p in embedder.named_parameters() if p.requires_grad}
         self._optimiser = torch.optim.AdamW(_parameter_groups(embedder, config), lr=config.lr)
         self._prepared = accelerator.prepare_optimizer(self._optimiser)
@@ -128,6 +135,8 @@ class Fit:
         Raises:
             FloatingPointError: the loss is not finite.
         """
+        if (scaler := self._accelerator.scaler) is not None:  # fp16: the accelerator's, but of no other fit
+            scaler.load_state_dict(torch.amp.GradScaler(self._accelerator.device.type).state_dict())
         self._take_up()
         fitted, config = self.fitted, self._config
         begun, saved, earlier = time.monotonic(), time.monotonic(), fitted.seconds
@@ -141,12 +150,13 @@ class Fit:
             disable=None if self._progress else True,
         )
         try:
-            while fitted.epochs < config.epochs and not self._out_of_patience():
-                self._epoch(bar)
-                fitted.seconds = earlier + time.monotonic() - begun
-                if self._state is not None and time.monotonic() - saved > STATE_SECONDS:
-                    self._save()
-                    saved = time.monotonic()
+            with self._processes.interruptible():
+                while fitted.epochs < config.epochs and not self._out_of_patience():
+                    self._epoch(bar)
+                    fitted.seconds = earlier + time.monotonic() - begun
+                    if self._state is not None and time.monotonic() - saved > STATE_SECONDS:
+                        self._save()
+                        saved = time.monotonic()
             fitted.stopped = "finished" if fitted.epochs == config.epochs else "patience"
         except KeyboardInterrupt:
             fitted.stopped = "interrupted"
@@ -164,7 +174,9 @@ class Fit:
     def _epoch(self, bar: tqdm[Any]) -> None:
         fitted, epoch = self.fitted, self.fitted.epochs
         # Drawn from the epoch's number alone, so that a fit that is taken up again goes on with the same bits.
-        torch.manual_seed(int(np.random.SeedSequence([self._config.seed, epoch]).generate_state(1)[0]))
+        # Processes embed different clips, and draw different dropout for them.
+        drawn_from = [self._config.seed, epoch, *([self._processes.rank] if self._processes.rank else [])]
+        torch.manual_seed(int(np.random.SeedSequence(drawn_from).generate_state(1)[0]))
         _train_mode(self._embedder)
         begun, sums = time.monotonic(), []
         batches = epoch_batches(self._train, self._config.batch_clips, self._config.seed, epoch)
@@ -205,12 +217,17 @@ class Fit:
             with self._accelerator.autocast():
                 return self._embed(part, True)
 
-        micro = self._config.optim.micro_clips
-        if 0 < micro < len(rows):
-            parts = [rows[start : start + micro] for start in range(0, len(rows), micro)]
+        micro, own = self._config.optim.micro_clips, self._processes.share(rows)
+        if not len(own):  # more processes than clips: this one only hears the others' loss
+            loss(torch.zeros(0, self._embedder.dim, device=self._accelerator.device, requires_grad=True))
+        elif 0 < micro < len(own):
+            parts = [own[start : start + micro] for start in range(0, len(own), micro)]
             cached_backward(embed, parts, loss, self._accelerator.backward)
         else:
-            self._accelerator.backward(loss(embed(rows)))
+            self._accelerator.backward(loss(embed(own)))
+        self._processes.sum_gradients(self._weights.values())
+        # All that follows is the same on every process, and of the same gradients: the anchor, clipping, and whether
+        # a step in fp16 is skipped.
         if self._anchors:
             distance = torch.stack([(p - start).square().sum() for p, start in self._anchors]).sum()
             self._accelerator.backward(self._config.optim.anchor * distance)
@@ -223,7 +240,7 @@ class Fit:
     def _validate(self, validation: Validation) -> float:
         self._embedder.eval()
         with torch.no_grad(), self._accelerator.autocast():
-            score = validation.score(self._embed(validation.rows, False))
+            score = self._processes.tell(validation.score(self._embed(validation.rows, False)))
         fitted = self.fitted
         fitted.scores.append(score)
         self._rate.validated(score)
@@ -239,15 +256,29 @@ class Fit:
     def _take_up(self) -> None:
         if self._state is None:
             return
-        found = load_state(self._state, self._weights, self._optimiser, self._identity)
+        self._load(self._state)
+        if not self._processes.alone:
+            self._processes.agree("epochs", str(self.fitted.epochs))
+            self._processes.agree("weights", weights_digest(self._weights))
+
+    def _load(self, state: Path) -> None:
+        found = load_state(state, self._weights, self._optimiser, self._identity)
         if found is not None:
             record, self._best = found
             self.fitted = Fitted(**record["fitted"])
             self._rate.restore(record["rate"])
+            if self._accelerator.scaler is not None:
+                self._accelerator.scaler.load_state_dict(record["scaler"])
 
     def _save(self) -> None:
-        if self._state is not None:
-            record = {"identity": self._identity, "fitted": vars(self.fitted), "rate": self._rate.state()}
+        if self._state is not None and self._processes.first:
+            scaler = self._accelerator.scaler
+            record = {
+                "identity": self._identity,
+                "fitted": vars(self.fitted),
+                "rate": self._rate.state(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+            }
             save_state(self._state, self._weights, self._best, self._optimiser, record)
 
     def _write_log(self, record: dict[str, float]) -> None:

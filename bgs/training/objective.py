@@ -4,6 +4,8 @@ loss that compares them with the embeddings.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +15,9 @@ from bgs.config import LossConfig, Mode, TripletForm
 from bgs.data.geometry import pair_counts
 from bgs.data.judgments import Judgments
 from bgs_kernels import HybridTerms, hybrid_loss
+
+if TYPE_CHECKING:  # not every build of torch has it
+    from torch.distributed import ProcessGroup
 
 
 class Objective:
@@ -24,12 +29,19 @@ class Objective:
         triplet: form of the triplet term.
         config: weights and temperature.
         device: where the embeddings will be.
+        group: the processes over which the embeddings of a batch are divided; None for one.
     """
 
     def __init__(
-        self, judgments: Judgments, mode: Mode, triplet: TripletForm, config: LossConfig, device: torch.device
+        self,
+        judgments: Judgments,
+        mode: Mode,
+        triplet: TripletForm,
+        config: LossConfig,
+        device: torch.device,
+        group: ProcessGroup | None = None,
     ) -> None:
-        self._mode, self._triplet, self._config = mode, triplet, config
+        self._mode, self._triplet, self._config, self._group = mode, triplet, config, group
         self._triplets = judgments.triplets
         counts = pair_counts(judgments)
         shown = torch.from_numpy(counts.shown).to(device, torch.float32)
@@ -60,8 +72,9 @@ class Objective:
         """Compute the loss of a batch.
 
         Args:
-            embeddings: (B, D), of distinct items.
-            rows: (B,) their item rows.
+            embeddings: (B, D), of distinct items; with a group this process's rows of them, which are sharded in the
+                order of the ranks.
+            rows: (B,) the item rows of all of them.
             epoch: number of the epoch, from 0, which decides beta.
 
         Returns:
@@ -75,6 +88,7 @@ class Objective:
             triplets,
             self._target[chosen[:, None], chosen],
             weights=None if self._shown is None else self._shown[chosen[:, None], chosen],
+            group=self._group,
             alpha=alpha,
             beta=beta,
             triplet=self._triplet,

@@ -34,7 +34,8 @@ def save_state(
         weights: the trainable weights by name.
         best: those of the best epoch so far, if any.
         optimiser: its moments are kept.
-        record: JSON values: epoch, history, and what has to be equal for the state to be taken up again.
+        record: JSON values: epoch, history, the scale of fp16's losses, and what has to be equal for the state to be
+            taken up again.
     """
     tensors = {f"weights/{name}": tensor for name, tensor in weights.items()}
     tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}

@@ -48,6 +48,7 @@ from bgs.models import (
 )
 from bgs.models.fused import run_fused
 from bgs.precision import chosen_precision
+from bgs.processes import Processes
 from bgs.training.embedding import Kept, Through, frozen_features
 from bgs.training.fit import Fit, Fitted
 from bgs.training.selection import Choice, Interrupted, choose
@@ -88,6 +89,7 @@ class Run:
     Args:
         config: everything it needs to know.
         progress: whether to show progress bars.
+        processes: do the run together; the first writes its folder. None for this one alone.
 
     Raises:
         ValueError: settings that do not go together, or data that cannot be used.
@@ -95,13 +97,19 @@ class Run:
         FileExistsError: the output folder holds a finished run of other settings.
     """
 
-    def __init__(self, config: TrainConfig, *, progress: bool = True) -> None:
+    def __init__(self, config: TrainConfig, *, progress: bool = True, processes: Processes | None = None) -> None:
         self._begun = time.monotonic()
-        self._progress = progress
+        self._processes = processes or Processes()
+        self._progress = progress and self._processes.first
         self.folder = config.run_folder
         self._check_place()
+        if config.batch_clips < self._processes.number:
+            raise ValueError(
+                f"batch_clips: {config.batch_clips}; expected at least 1 for each of {self._processes.number} processes"
+            )
         if config.data is None:
-            config = replace(config, data=str(synthetic_folder(config.synthetic)))
+            with self._processes.in_turns():
+                config = replace(config, data=str(synthetic_folder(config.synthetic)))
         self._check_earlier(config)
         self._config = config
         self._dataset = read_dataset(str(config.data), config.format)
@@ -119,38 +127,48 @@ class Run:
         self._splits = {name: place[rows] for name, rows in self._splits.items()}
         self._judgments = self._dataset.judgments.among(used, reindex=True)
         self._check_judged()
-        self._accelerator = make_accelerator(config)
+        self._accelerator = make_accelerator(config, self._processes)
         torch.manual_seed(config.seed)
-        first = self._load_backbone()
+        with self._processes.in_turns():  # a checkpoint is downloaded once
+            first = self._load_backbone()
         candidates = [with_overrides(config, overrides) for overrides in config.selection.candidates]
         for asked in [config, *candidates]:
             if asked.tune == "lora":
                 adapter_config(first, asked.lora)  # refuses what does not fit before any clip is decoded
         frozen = Embedder(first, pooling=frozen_pooling(config))
-        self._stimuli = stimuli_of(
-            self._dataset, self._judgments.items, first.preprocess, config.clips, config.cache, config.min_clip
-        )
+        with self._processes.in_turns():  # what the first decodes the others find
+            self._stimuli = stimuli_of(
+                self._dataset, self._judgments.items, first.preprocess, config.clips, config.cache, config.min_clip
+            )
         # A frozen encoder's features serve every fit; otherwise only the held-out clips are compared before training.
         keep = any(map(encoder_is_fixed, [config, *candidates]))
         needed = np.arange(len(used)) if keep or config.folds else self._splits.get("test", np.arange(0))
         self._digests = {"checkpoint": first.checkpoint_digest, "stimuli": stimuli_digest(self._stimuli)}
-        self._frozen = frozen_features(frozen, self._stimuli, needed, progress)
+        if not self._processes.alone:
+            self._processes.agree("data and settings", json.dumps(self._identity(needed, None)))
+        self._frozen = frozen_features(frozen, self._stimuli, needed, self._progress, self._processes)
         self._shared: Backbone | None = first if keep else None
 
-    def execute(self) -> Result:
+    def execute(self) -> Result | None:
         """Train, evaluate and save.
+
+        Returns:
+            What was found; None on every process but the first, which evaluates.
 
         Raises:
             KeyboardInterrupt: Ctrl-C under cross-validation or while settings were being chosen; folds that were
                 finished are taken up when the same run is started again.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self.folder / "config.yaml") as scratch:
-            scratch.write_text(to_yaml(self._config), encoding="utf-8")
+        if self._processes.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.folder / "config.yaml") as scratch:
+                scratch.write_text(to_yaml(self._config), encoding="utf-8")
         try:
             held, fits, record = self._cross_validate() if self._config.folds else self._hold_out()
         except Interrupted:
             raise KeyboardInterrupt from None
+        if not self._processes.first:
+            return None
         frozen = [Held(self._frozen[torch.from_numpy(rows)].cpu(), part.judgments) for rows, part in held]
         parts = [part for _, part in held]
         ceiling = pooled_ceiling(self._dataset, parts)
@@ -213,6 +231,7 @@ class Run:
         identity = self._identity(train, val)
         if self._config.resume and (done := self._finished(target, record, identity)) is not None:
             return done
+        first = self._processes.first
         config, choice = self._config, None
         if config.selection.inner_folds:
             choice = choose(config, train, self._inner_fit, label=f"{name}: choosing", progress=self._progress)
@@ -223,8 +242,10 @@ class Run:
         validation = Validation(self._judgments, train, val, config.selection) if val is not None else None
         state = self.folder / "state" / f"{name.replace('/', '-')}.safetensors"
         if not self._config.resume:
-            state.unlink(missing_ok=True)
-        log = SummaryWriter(str(self.folder / "tensorboard" / name.replace("/", "-")))
+            if first:
+                state.unlink(missing_ok=True)
+            self._processes.wait()
+        log = SummaryWriter(str(self.folder / "tensorboard" / name.replace("/", "-"))) if first else None
         fitted = Fit(
             embedder,
             embed,
@@ -238,9 +259,13 @@ class Run:
             identity=identity,
             log=log,
             progress=self._progress,
+            processes=self._processes,
         ).run()
-        log.close()
+        if log is not None:
+            log.close()
         embedder.eval()
+        if not first:
+            return embedder, fitted, choice, encoder_is_fixed(config)
         record.unlink(missing_ok=True)  # what an earlier fit left does not describe the model that is saved now
         embedder.save(target)
         if fitted.stopped != "interrupted":
@@ -252,10 +277,17 @@ class Run:
     def _inner_fit(self, config: TrainConfig, train: Rows, val: Rows, label: str) -> Fitted:
         embedder, embed = self._build(config)
         validation = Validation(self._judgments, train, val, config.selection)
-        fit = Fit(
-            embedder, embed, self._judgments, train, config, self._accelerator, validation=validation, progress=False
-        )
-        return fit.run()
+        return Fit(
+            embedder,
+            embed,
+            self._judgments,
+            train,
+            config,
+            self._accelerator,
+            validation=validation,
+            progress=False,
+            processes=self._processes,
+        ).run()
 
     def _carve(self, train: Rows) -> tuple[Rows, Rows]:
         """Take validation clips from the training clips of a fold."""
@@ -274,13 +306,17 @@ class Run:
         embedder = Embedder(backbone, config.head, pooling=config.pooling).to(self._accelerator.device)
         set_trainable(embedder, config.tune)
         if fixed:
-            return embedder, Kept(embedder, self._frozen)
+            return embedder, self._way(embedder, config, fixed)
         run_fused(backbone, config.accelerate)
         if config.gradient_checkpointing:
             backbone.set_gradient_checkpointing(True)
         if config.tune == "lora":
             check_adapters_receive_gradient(embedder, self._stimuli.batch(np.arange(PROBE_CLIPS)))
-        return embedder, Through(embedder, self._stimuli, config)
+        return embedder, self._way(embedder, config, fixed)
+
+    def _way(self, embedder: Embedder, config: TrainConfig, fixed: bool) -> Through | Kept:
+        """Say how an embedder embeds: from kept features where its encoder is the frozen one."""
+        return Kept(embedder, self._frozen) if fixed else Through(embedder, self._stimuli, config, self._processes)
 
     def _load_backbone(self) -> Backbone:
         config = self._config
@@ -296,7 +332,7 @@ class Run:
         Features that are kept serve where the encoder is the frozen one.
         """
         rows = np.unique(self._judgments.among(held_out).triplets)
-        embed = Kept(embedder, self._frozen) if fixed else Through(embedder, self._stimuli, self._config)
+        embed = self._way(embedder, self._config, fixed)
         embedder.eval()
         with torch.no_grad():
             embeddings = embed(rows, False).cpu()
@@ -318,7 +354,7 @@ class Run:
     def _finished(
         self, target: Path, record: Path, identity: dict[str, Any]
     ) -> tuple[Embedder, Fitted, Choice | None, bool] | None:
-        if not record.is_file() or not target.is_dir():
+        if not self._processes.tell(record.is_file() and target.is_dir()):
             return None
         found = json.loads(record.read_text(encoding="utf-8"))
         if found["identity"] != json.loads(json.dumps(identity)):
@@ -398,16 +434,32 @@ def frozen_pooling(config: TrainConfig) -> Pooling:
     return "default" if config.pooling == "attentive" else config.pooling
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
+def make_accelerator(config: TrainConfig, processes: Processes | None = None) -> Accelerator:
     """Set up device and precision: bf16 where `auto` finds a GPU that computes in it.
 
+    Args:
+        config: its `precision`.
+        processes: those that were joined already.
+
     Raises:
-        ValueError: several processes, which training does not use yet.
+        ValueError: accelerate would do otherwise than with these processes: use others, or divide the model.
     """
-    precision = chosen_precision(config.precision, on_gpu=torch.cuda.is_available())
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
-    if accelerator.num_processes > 1:
-        raise ValueError(f"training runs in one process, but {accelerator.num_processes} were started")
+    processes = processes or Processes()
+    on_gpu = torch.cuda.is_available()
+    precision = chosen_precision(config.precision, on_gpu=on_gpu)
+    # Without GPUs accelerate takes several processes for one, unless it is told that it is for the CPU.
+    where = {} if on_gpu or processes.alone else {"cpu": True}
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, **where)
+    if accelerator.num_processes != processes.number:
+        raise ValueError(
+            f"training was given {processes.number} process(es), but accelerate finds {accelerator.num_processes}; "
+            "start it as docs/distributed.md says"
+        )
+    if not processes.alone and accelerator.distributed_type not in ("MULTI_GPU", "MULTI_CPU"):
+        raise ValueError(
+            f"training divides batches among processes, but accelerate is set up for {accelerator.distributed_type}; "
+            "use torchrun, or accelerate launch without DeepSpeed, FSDP and the like"
+        )
     return accelerator
 
 

@@ -1,5 +1,7 @@
 """One fit of a linear head on fixed features: what it keeps, where it stops, and what holds its weights."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from bgs.config import OptimConfig, SelectionConfig, TrainConfig
 from bgs.data.augment import Augment
 from bgs.data.judgments import Judgments
+from bgs.training import fit as fit_module
 from bgs.training.embedding import Through
 from bgs.training.fit import Fit
 
@@ -41,7 +44,15 @@ class Scripted:
         return next(self._scores)
 
 
-def fit_of(embedder: Tiny, validation: Scripted | None = None, patience: int = 0, epochs: int = 6, **optim) -> Fit:
+def fit_of(
+    embedder: Tiny,
+    validation: Scripted | None = None,
+    patience: int = 0,
+    epochs: int = 6,
+    accelerator: Accelerator | None = None,
+    state: Path | None = None,
+    **optim,
+) -> Fit:
     rng = np.random.default_rng(0)
     triplets = np.array([rng.choice(12, 3, replace=False) for _ in range(200)])
     people = Judgments(items=tuple("abcdefghijkl"), triplets=triplets)
@@ -51,8 +62,8 @@ def fit_of(embedder: Tiny, validation: Scripted | None = None, patience: int = 0
         optim=OptimConfig(weight_decay=0.0, **optim),
         selection=SelectionConfig(patience=patience),
     )
-    rows, cpu = np.arange(12), Accelerator(cpu=True)
-    return Fit(embedder, embedder.embed, people, rows, config, cpu, validation=validation, progress=False)
+    rows, cpu = np.arange(12), accelerator or Accelerator(cpu=True)
+    return Fit(embedder, embedder.embed, people, rows, config, cpu, validation=validation, state=state, progress=False)
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_fit() -> None:
@@ -89,6 +100,46 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
     embedder.features[3, 1] = torch.nan
     with pytest.raises(FloatingPointError, match="loss is nan in epoch 1"):
         fit_of(embedder).run()
+
+
+def test_a_resumed_fit_goes_on_at_the_scale_of_its_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fp16 does, on the CPU: losses are scaled, the more the longer no gradient overflows."""
+
+    def scaled() -> Accelerator:
+        accelerator = Accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu")
+        return accelerator
+
+    class Overflowing(Tiny):
+        def embed(self, rows: np.ndarray, training: bool) -> Tensor:
+            found, self.calls = super().embed(rows, training), self.calls + 1
+            if self.calls == 2:
+                found.register_hook(lambda gradient: gradient / 0)
+            return found
+
+        calls = 0
+
+    whole = scaled()
+    start = Overflowing().head.weight.detach().clone()
+    embedder = Overflowing()
+    fit_of(embedder, accelerator=whole).run()
+    state = whole.scaler.state_dict()
+    assert state["scale"] == 2.0**15 and state["_growth_tracker"] == 4  # of six steps the second was skipped
+    assert not torch.equal(embedder.head.weight, start) and embedder.head.weight.isfinite().all()
+
+    monkeypatch.setattr(fit_module, "STATE_SECONDS", -1.0)
+    cut, file = Overflowing(), tmp_path / "state.safetensors"
+    fit = fit_of(cut, accelerator=scaled(), state=file)
+    epoch = fit._epoch
+    fit._epoch = lambda bar: epoch(bar) if fit.fitted.epochs < 3 else (_ for _ in ()).throw(KeyboardInterrupt)
+    assert fit.run().stopped == "interrupted"
+    resumed, again = scaled(), Tiny()
+    fit_of(again, accelerator=resumed, state=file).run()
+    assert resumed.scaler.state_dict() == state
+    assert torch.equal(again.head.weight, embedder.head.weight)
+
+    fit_of(Tiny(), accelerator=resumed).run()  # another fit starts anew
+    assert resumed.scaler.state_dict()["_growth_tracker"] == 6 and resumed.scaler.get_scale() == 2.0**16
 
 
 def test_training_clips_are_varied_and_others_are_not() -> None:
