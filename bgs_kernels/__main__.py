@@ -16,7 +16,7 @@ import torch
 import bgs_kernels
 from bgs_kernels import dispatch
 
-PACKAGES = ("torch", "triton", "numpy", "transformers", "peft", "accelerate", "av", "sentence-transformers")
+PACKAGES = ("triton", "numpy", "transformers", "peft", "accelerate", "av", "sentence-transformers")
 
 
 def report() -> str:
@@ -40,6 +40,7 @@ def report() -> str:
 def _versions() -> Iterator[tuple[str, str]]:
     yield "bgs", bgs_kernels.__version__
     yield "python", platform.python_version()
+    yield "torch", torch.__version__  # which says what it was built for; its metadata need not
     for package in PACKAGES:
         try:
             yield package, importlib.metadata.version(package)

@@ -115,6 +115,7 @@ def load_encoder(
     dtype: torch.dtype | str = torch.float32,
     not_needed: str | None = None,
     not_used: str | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> tuple[PreTrainedModel, Checkpoint]:
     """Load a transformers model from safetensors files and insist that every weight was there.
 
@@ -124,9 +125,11 @@ def load_encoder(
         checkpoint: a folder or hub checkpoint.
         config: configuration to use in place of the checkpoint's own.
         dtype: dtype of the weights, or "auto" for the one they were saved in.
-        not_needed: regex (full match) of the model's weights that may be absent, because they are never run.
+        not_needed: regex (full match) of the model's weights that may be absent, because they are never run or, at the
+            zeros that they then have, change nothing.
         not_used: regex (match at the start) of the file's weights that the encoder has no place for, such as a
             classification head.
+        renamed: the model's names by regexes of the file's, where they differ and transformers does not know it.
 
     Returns:
         The model, in eval mode, and the checkpoint with its resolved hub revision.
@@ -142,6 +145,7 @@ def load_encoder(
             config=config,
             dtype=dtype,
             use_safetensors=True,
+            key_mapping=dict(renamed) if renamed else None,
             # Reported below with the rest, by name.
             ignore_mismatched_sizes=True,
             output_loading_info=True,

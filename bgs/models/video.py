@@ -49,8 +49,10 @@ class VideoBackbone(Backbone):
         published: hub id of the default checkpoint.
         model_class: the transformers class of `encoder`.
         model_types: `model_type` values of the checkpoints it loads.
-        not_needed: regex (full match) of encoder weights a checkpoint may lack, because they are never run.
+        not_needed: regex (full match) of encoder weights a checkpoint may lack, because they are never run or change
+            nothing.
         not_used: regex (match at the start) of the checkpoint's weights that the encoder leaves behind.
+        renamed: the encoder's names by regexes of the checkpoint's, where transformers does not know them.
         any_size: whether positions follow from the frames, so that they may be of any size.
     """
 
@@ -59,6 +61,7 @@ class VideoBackbone(Backbone):
     model_types: ClassVar[tuple[str, ...]]
     not_needed: ClassVar[str | None] = None
     not_used: ClassVar[str | None] = None
+    renamed: ClassVar[Mapping[str, str] | None] = None
     any_size: ClassVar[bool] = False
     preprocess: Preprocess
 
@@ -156,6 +159,7 @@ class VideoBackbone(Backbone):
             dtype=dtype,
             not_needed=cls.not_needed,
             not_used=cls.not_used,
+            renamed=cls.renamed,
         )
 
     @classmethod

@@ -19,6 +19,10 @@ from bgs.models.video import (
     VideoBackbone,
 )
 
+# Earlier versions of transformers 5 give keys a bias, which the published checkpoints lack and which changes no weight
+# of attention, and do not know the names that the biases of queries and values have there.
+KEYS_HAVE_BIAS = not hasattr(VideoMAEConfig(), "qv_bias")
+
 
 class VideoMAEBackbone(VideoBackbone):
     """VideoMAE (Tong et al., 2022), pooled by the mean over its last hidden state.
@@ -36,6 +40,8 @@ class VideoMAEBackbone(VideoBackbone):
         r"encoder\.layer\.\d+\.(?:attention\.(?:attention\.(?:query|key|value)|output\.dense)"
         r"|intermediate\.dense|output\.dense)"
     )
+    not_needed = r"encoder\.layer\.\d+\.attention\.attention\.key\.bias" if KEYS_HAVE_BIAS else None
+    renamed = {r"\.q_bias$": ".query.bias", r"\.v_bias$": ".value.bias"} if KEYS_HAVE_BIAS else None
     not_used = r"classifier\.|fc_norm\.|decoder\.|encoder_to_decoder\.|mask_token$|position_embeddings$"
 
     @classmethod

@@ -19,6 +19,9 @@ namespace {
 // The counters of a triangle up to this size, half of a second-level cache, are incremented where they are: N = 362.
 constexpr std::int64_t kCachedCounters = 1 << 16;
 
+// Up to this many pairs of rows twice the place of one fits 32 bits: N = 65,536.
+constexpr std::int64_t kShortestPairs = std::int64_t{1} << 31;
+
 // Counters of a bucket: 256 KB of words, and places in it fit a 16-bit entry beside one bit.
 constexpr int kBucketBits = 15;
 
@@ -118,14 +121,14 @@ class Buckets {
         starts_(kChunks * (number_ + 1)) {}
 
   // Sorts the pairs of the triplets [begin, end) as a chunk; says whether all of them name three different rows.
-  template <typename Index>
+  template <typename Index, typename Pair>
   bool sort(std::int64_t chunk, const Tensor& triplets, std::int64_t begin, std::int64_t end,
-            std::uint32_t* const next, std::uint64_t* const pairs) const {
+            std::uint32_t* const next, Pair* const pairs) const {
     std::fill_n(next, number_ + 1, 0);
     std::int64_t found = 0;
     const bool sound =
         for_pairs<Index>(triplets, begin, end, rows_, [&](std::int64_t place, bool left_together) {
-          pairs[found++] = static_cast<std::uint64_t>(place) << 1 | (left_together ? 1 : 0);
+          pairs[found++] = static_cast<Pair>(place) << 1 | (left_together ? 1 : 0);
           ++next[place >> kBucketBits];
         });
     std::uint32_t* const starts = starts_.data() + chunk * (number_ + 1);
@@ -162,7 +165,8 @@ class Buckets {
   Scratch<std::uint32_t> starts_;  // (chunks, number + 1)
 };
 
-template <typename Index>
+// A Pair is an integer that holds twice the place of a pair.
+template <typename Index, typename Pair>
 bool count_by_buckets(const Tensor& triplets, std::int64_t count, std::int64_t rows,
                       std::vector<Scratch<std::uint64_t>>& triangles, int threads) {
   triangles.emplace_back(triangle(rows));
@@ -180,11 +184,11 @@ bool count_by_buckets(const Tensor& triplets, std::int64_t count, std::int64_t r
 #pragma omp parallel num_threads(parts.number) reduction(&& : sound)
     {
       const Scratch<std::uint32_t> next(buckets.number() + 1);
-      const Scratch<std::uint64_t> pairs(3 * kChunk);
+      const Scratch<Pair> pairs(3 * kChunk);
 #pragma omp for schedule(dynamic)
       for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
         const std::int64_t begin = done + chunk * kChunk, end = std::min(count, begin + kChunk);
-        const bool good = buckets.sort<Index>(chunk, triplets, begin, end, next.data(), pairs.data());
+        const bool good = buckets.sort<Index, Pair>(chunk, triplets, begin, end, next.data(), pairs.data());
         sound = sound && good;
       }
     }
@@ -199,7 +203,9 @@ template <typename Index>
 bool count_all(const Tensor& triplets, std::int64_t count, std::int64_t rows, std::int64_t* shown,
                std::int64_t* together, int threads) {
   std::vector<Scratch<std::uint64_t>> triangles;
-  const auto run = triangle(rows) <= kCachedCounters ? count_in_cache<Index> : count_by_buckets<Index>;
+  const auto run = triangle(rows) <= kCachedCounters     ? count_in_cache<Index>
+                   : triangle(rows) <= kShortestPairs ? count_by_buckets<Index, std::uint32_t>
+                                                      : count_by_buckets<Index, std::uint64_t>;
   if (!run(triplets, count, rows, triangles, threads)) return false;
   write_matrices(triangles, rows, shown, together, threads);
   return true;

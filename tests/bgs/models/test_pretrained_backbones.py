@@ -201,7 +201,8 @@ def test_published_weight_names_of_videomae(tmp_path, random_pixels, noisy):
     for key, value in load_file(file).items():
         for module, bias in (("query.bias", "q_bias"), ("value.bias", "v_bias")):
             key = key.replace(module, bias)
-        renamed[key] = value
+        if not key.endswith("key.bias"):  # which some versions of transformers have, and which changes nothing
+            renamed[key] = value
     assert sum(key.endswith(("q_bias", "v_bias")) for key in renamed) == 4
     save_file(renamed, file, metadata={"format": "pt"})
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
