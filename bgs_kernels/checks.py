@@ -47,7 +47,8 @@ def check_number(name: str, given: float, *, positive: bool = False) -> None:
     Raises:
         ValueError: it is none.
     """
-    if not isinstance(given, numbers.Real) or not 0 <= given < math.inf or (positive and given == 0):
+    is_number = type(given) in (float, int) or isinstance(given, numbers.Real)  # the second takes half a microsecond
+    if not is_number or not 0 <= given < math.inf or (positive and given == 0):
         raise ValueError(f"{name}: expected a finite number {'>' if positive else '>='} 0, got {given!r}")
 
 

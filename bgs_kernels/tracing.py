@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 
 def is_transformed(rows: torch.Tensor) -> bool:
@@ -10,8 +11,11 @@ def is_transformed(rows: torch.Tensor) -> bool:
     neither, and would take a tangent for zero."""
     if torch.compiler.is_compiling():
         return False
-    transformed: bool = torch._C._are_functorch_transforms_active()
-    return transformed or torch.autograd.forward_ad.unpack_dual(rows).tangent is not None  # type: ignore[no-untyped-call]
+    if torch._C._are_functorch_transforms_active():
+        return True
+    if forward_ad._current_level < 0:  # outside of every level no tensor has a tangent
+        return False
+    return forward_ad.unpack_dual(rows).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def is_eager(tensor: torch.Tensor) -> bool:
