@@ -403,7 +403,7 @@ def test_gradient_of_rows_that_nearly_collapsed(take_route, random_triplets, met
     assert (one - right).norm() <= 2 * (two - right).norm() + GRADIENT_ULPS[dtype] * right.norm()
 
 
-@pytest.mark.parametrize("columns", [33, 300])
+@pytest.mark.parametrize("columns", [300, 768])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_mean_of_rows_far_from_zero(sign, columns):
     """What the mean of a row is rounded by stays in all of its entries and nearly all of it in the gradient, which has
