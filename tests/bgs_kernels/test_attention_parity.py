@@ -236,11 +236,12 @@ def test_tiles_of_other_shapes(monkeypatch, rows, others):
 
 @pytest.mark.parametrize("width", [1, 8, 16, 18, 24, 32, 40, 64, 72, 80, 88, 96, 104, 112, 128])
 def test_heads_are_cut_into_blocks_that_cover_them(width):
-    parts = importlib.import_module("bgs_kernels.attention.tiles").parts
+    tiles = importlib.import_module("bgs_kernels.attention.tiles")
+    parts = tiles.parts
     first, second = parts(width)
     assert first + second >= width and all(each == 0 or each & (each - 1) == 0 for each in (first, second))
     assert first <= width or second == 0  # a first block beside a second is full
-    assert first + second < 2 * max(width, 8)
+    assert first + second < 2 * max(width, tiles.LEAST)
     assert parts(80) == (64, 16) and parts(88) == (64, 32) and parts(104) == (128, 0) and parts(18) == (32, 0)
 
 
