@@ -85,11 +85,13 @@ def row_statistics(p_x, o_rows, stride_d, m_rows, D, METRIC: tl.constexpr, BM: t
         b_rest = tl.max(b_top, 1)
         b_floor = b_mean
         if METRIC == "correlation":
-            b_sum = tl.zeros((BM, BK), tl.float32)
-            for k in range(0, D, BK):
-                b_x = load_rows(p_x, o_rows, stride_d, k + tl.arange(0, BK), m_rows, D).to(tl.float32)
-                b_sum += b_x * b_scale[:, None]
-            b_mean = tl.sum(b_sum, 1) / D
+            for _ in tl.static_range(2):  # the second time the mean of what the rounding of the first left
+                b_sum = tl.zeros((BM, BK), tl.float32)
+                for k in range(0, D, BK):
+                    o_k = k + tl.arange(0, BK)
+                    b_x = load_rows(p_x, o_rows, stride_d, o_k, m_rows, D).to(tl.float32)
+                    b_sum += tl.where((o_k < D)[None, :], b_x * b_scale[:, None] - b_mean[:, None], 0.0)
+                b_mean += tl.sum(b_sum, 1) / D
             b_floor = tl.max(b_top, 1) * b_scale * ROUNDING  # what is left of a constant row
         b_square = tl.zeros((BM, BK), tl.float32)
         b_largest = tl.zeros((BM, BK), tl.float32)
@@ -102,7 +104,7 @@ def row_statistics(p_x, o_rows, stride_d, m_rows, D, METRIC: tl.constexpr, BM: t
         b_rest = tl.max(b_largest, 1)
         b_without = b_rest <= b_floor
         b_length = tl.sqrt_rn(tl.sum(b_square, 1))
-        b_unit = tl.where(b_without, 0.0, 1.0 / tl.where(b_without, 1.0, b_length)) + (b_unit - 1.0)
+        b_unit = tl.where(b_without, 0.0, tl.div_rn(1.0, tl.where(b_without, 1.0, b_length))) + (b_unit - 1.0)
         if METRIC == "cosine" and p_x.dtype.element_ty == tl.bfloat16:
             b_unit = tl.where((b_scale <= WIDEST) & (b_scale >= 1.0 / WIDEST), b_unit, float("nan"))
     return b_scale, b_mean, b_unit

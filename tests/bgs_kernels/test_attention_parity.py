@@ -183,10 +183,11 @@ def test_attention(case):
 @pytest.mark.parametrize("rows", [20, 70])
 def test_scores_of_all_sizes(dtype, rows):
     """Maxima that rise from block to block up to 1,000, and a scale of one's own. A log-sum-exp of 1,000 is known to
-    2^-15 in float32, and so is what the backward makes of it."""
+    2^-15 in float32, and so is what the backward makes of it: half of that was needed, and none beside halves."""
     query, key, value = (torch.randn(1, 2, rows, 32).to(dtype) for _ in range(3))
     key = key * torch.linspace(0.01, 30, rows).to(dtype)[:, None]
-    assert_parity((query, key, value), {"scale": 1.3}, torch.randn(1, 2, rows, 32).to(dtype), off=2**-15)
+    off = 2**-15 if dtype == torch.float32 else 0.0
+    assert_parity((query, key, value), {"scale": 1.3}, torch.randn(1, 2, rows, 32).to(dtype), off=off)
 
 
 def poisoned(name, value, rows):
@@ -200,7 +201,7 @@ def poisoned(name, value, rows):
 def test_scores_that_are_all_far_below_zero(rows):
     """A key that is not there has a score of 0 and would have a probability of e^300."""
     query, key, value = torch.ones(1, 2, rows, 16), torch.rand(1, 2, rows, 16) - 20, torch.randn(1, 2, rows, 16)
-    assert_parity((query, key, value), {"scale": 1.0}, torch.randn(1, 2, rows, 16), off=2**-16)
+    assert_parity((query, key, value), {"scale": 1.0}, torch.randn(1, 2, rows, 16))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in the interpreter
@@ -235,11 +236,12 @@ def test_tiles_of_other_shapes(monkeypatch, rows, others):
 
 @pytest.mark.parametrize("width", [1, 8, 16, 18, 24, 32, 40, 64, 72, 80, 88, 96, 104, 112, 128])
 def test_heads_are_cut_into_blocks_that_cover_them(width):
-    parts = importlib.import_module("bgs_kernels.attention.tiles").parts
+    tiles = importlib.import_module("bgs_kernels.attention.tiles")
+    parts = tiles.parts
     first, second = parts(width)
     assert first + second >= width and all(each == 0 or each & (each - 1) == 0 for each in (first, second))
     assert first <= width or second == 0  # a first block beside a second is full
-    assert first + second < 2 * max(width, 8)
+    assert first + second < 2 * max(width, tiles.LEAST)
     assert parts(80) == (64, 16) and parts(88) == (64, 32) and parts(104) == (128, 0) and parts(18) == (32, 0)
 
 
