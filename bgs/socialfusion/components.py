@@ -4,6 +4,7 @@ its tokenizer. Both are named by checkpoint, so that what is saved can name them
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -37,6 +38,7 @@ from bgs.models.checkpoints import (
 
 TINY_SIZE, TINY_PATCH, TINY_WIDTH = 32, 8, 64
 _TINY_SEED = 0
+_TINY_OUTPUT = 25.0
 _SPECIAL = ("<pad>", "<bos>", "<eos>")
 _NOT_VISION = r"text_model\.|text_projection\.|visual_projection\.|logit_scale$|.*\.?position_ids$"
 
@@ -60,7 +62,7 @@ class Vision:
     @property
     def grid(self) -> int:
         """Patches a side."""
-        config = self.model.config
+        config: Any = self.model.config
         return int(config.image_size) // int(config.patch_size)
 
 
@@ -83,7 +85,7 @@ class Language:
 
 def named(source: str) -> Checkpoint:
     """Tell what a name means: `tiny`, a folder or a hub id."""
-    return Checkpoint(TINY, TINY, seed=_TINY_SEED) if source == TINY else resolve_checkpoint("socialfusion", source)
+    return Checkpoint("tiny", TINY, seed=_TINY_SEED) if source == TINY else resolve_checkpoint("socialfusion", source)
 
 
 def load_vision(checkpoint: Checkpoint) -> Vision:
@@ -106,7 +108,7 @@ def load_vision(checkpoint: Checkpoint) -> Vision:
             model: Any = CLIPVisionModel(config).eval()
     else:
         fields = read_config("socialfusion", checkpoint, ("clip", "clip_vision_model"))
-        inner = CLIPConfig(**fields).vision_config if fields["model_type"] == "clip" else None
+        inner: Any = CLIPConfig(**fields).vision_config if fields["model_type"] == "clip" else None
         model, checkpoint = load_encoder(
             CLIPVisionModel, "socialfusion", checkpoint, config=inner, not_used=_NOT_VISION
         )
@@ -122,7 +124,7 @@ def load_language(checkpoint: Checkpoint) -> Language:
     """
     if checkpoint.kind == TINY:
         tokenizer: Any = byte_tokenizer()
-        config = LlamaConfig(
+        settings: dict[str, Any] = dict(
             vocab_size=len(tokenizer),
             hidden_size=TINY_WIDTH,
             intermediate_size=2 * TINY_WIDTH,
@@ -135,8 +137,10 @@ def load_language(checkpoint: Checkpoint) -> Language:
             eos_token_id=tokenizer.eos_token_id,
             attn_implementation="sdpa",
         )
-        with preserved_rng(checkpoint.seed):
-            model: Any = LlamaForCausalLM(config).eval()
+        with preserved_rng(checkpoint.seed), torch.no_grad():
+            model: Any = LlamaForCausalLM(LlamaConfig(**settings)).eval()
+            # A frozen output layer of the usual random scale could give no answer a high probability.
+            model.get_output_embeddings().weight.mul_(_TINY_OUTPUT)
     else:
         loader = cast(type[PreTrainedModel], AutoModelForCausalLM)
         model, checkpoint = load_encoder(loader, "socialfusion", checkpoint)
@@ -163,13 +167,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _preprocess(model: CLIPVisionModel, checkpoint: Checkpoint) -> Preprocess:
-    size = int(model.config.image_size)
+    settings: Any = model.config
+    size = int(settings.image_size)
     base = Preprocess.default_for("clip", frames=1, size=size)
     if checkpoint.kind != TINY:
-        try:
+        with suppress(FileNotFoundError):  # a vision tower saved without its processor has CLIP's own colours
             base = Preprocess.from_pretrained_config(processor_folder(checkpoint), frames=1)
-        except FileNotFoundError:
-            pass  # a vision tower saved without its processor: CLIP's own colours
     return replace(base, height=size, width=size, resize="exact", resize_to=(size, size), crop=False)
 
 

@@ -94,7 +94,8 @@ class SocialFusion(nn.Module):
         self.preprocess, self.grid = vision.preprocess, vision.grid
         self.prompter = Prompter(language.tokenizer)
         self.vision = vision.model.requires_grad_(False)
-        width = int(language.model.get_input_embeddings().embedding_dim)  # type: ignore[operator, union-attr]
+        llm: Any = language.model
+        width = int(llm.get_input_embeddings().embedding_dim)
         seen = int(vision.model.config.hidden_size)
         self.connector = Connector(seen, config.connector_width or width, width)
         self.boxes = nn.Parameter(torch.randn(BOXES, width) * _EMBEDDING_SCALE)
@@ -107,7 +108,7 @@ class SocialFusion(nn.Module):
             bias="none",
             task_type="CAUSAL_LM",
         )
-        self.language: Any = get_peft_model(language.model, adapters)
+        self.language: Any = get_peft_model(llm, adapters)
         self.train(False)
 
     @classmethod
@@ -266,9 +267,7 @@ class SocialFusion(nn.Module):
         tokens[real] = found.gather(1, answers[:, 1:][real][:, None])[:, 0]
         return first + tokens.sum(1)
 
-    def _decode(
-        self, sequences: Sequences, features: Tensor, cache: DynamicCache | None = None, **options: Any
-    ) -> Any:
+    def _decode(self, sequences: Sequences, features: Tensor, cache: DynamicCache | None = None, **options: Any) -> Any:
         """Run the language model, without its output layer, over prompts with image features in their places."""
         embedded = self._llm.get_input_embeddings()(sequences.ids)
         embedded = embedded.masked_scatter(sequences.image[:, :, None], features.to(embedded.dtype))

@@ -61,5 +61,5 @@ def measures(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def compare_key(task: str) -> str:
-    """Name the field of a record that says how well one example was answered: larger is better, gaze's distance less."""
+    """Name the field of a record that says how well one example was answered; of a distance, less is better."""
     return "min_distance" if task == GAZE else "correct"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -82,7 +82,8 @@ class Run:
         self._check_earlier()
         torch.manual_seed(config.seed)
         self.model = SocialFusion.from_config(config.model)
-        self._identity |= {name: part.digest for name, part in zip(("vision", "llm"), self.model.components, strict=True)}
+        vision, language = self.model.components
+        self._identity |= {"vision": vision.digest, "llm": language.digest}
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._bf16 = chosen_precision(config.precision, on_gpu=self._device.type == "cuda") == "bf16"
         self.model.to(self._device)
@@ -227,8 +228,3 @@ def _step_seed(seed: int, step: int) -> int:
 def _checkpoint_activations(model: SocialFusion) -> None:
     base: Any = model.language.get_base_model()
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def trained_tensors(model: SocialFusion) -> dict[str, Tensor]:
-    """Return a copy of the trained weights by name."""
-    return {name: parameter.detach().clone() for name, parameter in model.trainable().items()}

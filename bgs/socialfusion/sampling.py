@@ -18,9 +18,7 @@ def task_shares(counts: Sequence[int], temperature: float) -> NDArray[np.float64
     return raised / raised.sum()
 
 
-def draw_schedule(
-    tasks: Sequence[str], *, steps: int, batch: int, temperature: float, seed: int
-) -> NDArray[np.int64]:
+def draw_schedule(tasks: Sequence[str], *, steps: int, batch: int, temperature: float, seed: int) -> NDArray[np.int64]:
     """Draw the examples of all steps in advance, so that a run that goes on needs no state of a sampler.
 
     Args:

@@ -80,7 +80,8 @@ def load_model(folder: Path) -> SocialFusion:
     model.load_state_dict(weights, strict=False)  # the rest are the frozen models and the adapters
     adapter_file = folder / ADAPTER / ADAPTER_WEIGHTS
     adapter = load_file(adapter_file)
-    check_keys(adapter_file, expected=get_peft_model_state_dict(model.language, save_embedding_layers=False), found=adapter)
+    expected = get_peft_model_state_dict(model.language, save_embedding_layers=False)
+    check_keys(adapter_file, expected=expected, found=adapter)
     set_peft_model_state_dict(model.language, adapter)
     return model.eval()
 

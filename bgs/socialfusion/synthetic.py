@@ -103,15 +103,15 @@ def _expression(random: np.random.Generator, size: int, which: int) -> tuple[_Ca
         label, (0.05, 0.05)
     )
     for side in (-1, 1):
-        canvas.line(
-            [(x + side * 0.2 * r, y - (0.5 + inner) * r), (x + side * 0.65 * r, y - (0.5 + outer) * r)], thick
-        )
+        canvas.line([(x + side * 0.2 * r, y - (0.5 + inner) * r), (x + side * 0.65 * r, y - (0.5 + outer) * r)], thick)
     if label in ("happiness", "contempt"):
         canvas.arc(x, mouth - 0.15 * r, 0.45 * r, 0.32 * r, 0.0, pi if label == "happiness" else pi / 2, thick)
     elif label in ("sadness", "anger"):
         canvas.arc(x, mouth + 0.2 * r, 0.45 * r, 0.28 * r, pi, 2 * pi, thick)
-    elif label in ("surprise", "fear"):
-        canvas.disc(x, mouth, 0.2 * r if label == "surprise" else 0.4 * r, INK, 0.26 * r if label == "surprise" else 0.1 * r)
+    elif label == "surprise":
+        canvas.disc(x, mouth, 0.2 * r, INK, 0.26 * r)
+    elif label == "fear":
+        canvas.disc(x, mouth, 0.4 * r, INK, 0.1 * r)
     elif label == "disgust":
         steps = np.linspace(-0.45, 0.45, 7)
         canvas.line([(x + v * r, mouth + 0.12 * r * (-1) ** k) for k, v in enumerate(steps)], thick)
@@ -158,7 +158,8 @@ def _relation(random: np.random.Generator, size: int, which: int) -> tuple[_Canv
     if label == "couple":
         canvas.disc(middle, 0.15, 0.08, (220, 40, 90))
     if label in ("professional", "commercial"):
-        canvas.box(middle - 0.14, 0.72, middle + 0.14, 0.94, (120, 84, 50) if label == "professional" else (240, 220, 90))
+        table: Colour = (120, 84, 50) if label == "professional" else (240, 220, 90)
+        canvas.box(middle - 0.14, 0.72, middle + 0.14, 0.94, table)
     return canvas, {"label": label, "boxes": boxes}
 
 

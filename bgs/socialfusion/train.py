@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     from rich.console import Console
 
+    from bgs.evaluation.report import TABLE_WIDTH
     from bgs.socialfusion.run import Run
     from bgs.socialfusion.tables import measures_table
 
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; the same command goes on from {config.run_folder}", file=sys.stderr)
         return 130
-    console = Console()
+    console = Console(width=TABLE_WIDTH)
     if result.measures:
         console.print(measures_table(result.measures))
     console.print(f"{result.folder}: model, metrics and settings; {result.seconds:.0f} s")
