@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -26,7 +27,8 @@ def draw_schedule(tasks: Sequence[str], *, steps: int, batch: int, temperature: 
         steps: S.
         batch: examples B in a step.
         temperature: see `task_shares`.
-        seed: of the draws. A task's own order depends on its examples and the seed alone.
+        seed: of the draws. A task's own order depends on its name, its examples and the seed
+            alone: a run on this task alone sees them in the same order.
 
     Returns:
         (S, B) indices of examples.
@@ -38,7 +40,7 @@ def draw_schedule(tasks: Sequence[str], *, steps: int, batch: int, temperature: 
     schedule = np.empty(steps * batch, dtype=np.int64)
     for number, part in enumerate(rows):
         places = np.flatnonzero(drawn == number)
-        own = np.random.Generator(np.random.PCG64([seed, number + 1]))
+        own = np.random.Generator(np.random.PCG64([seed, zlib.crc32(names[number].encode())]))
         rounds = -(-len(places) // len(part))
         order = np.concatenate([own.permutation(part) for _ in range(rounds)]) if rounds else places
         schedule[places] = order[: len(places)]
