@@ -105,8 +105,8 @@ def decodability(
 ) -> list[Decoded]:
     """Probe every stage for every task that there are examples of.
 
-    Labels are read by logistic regression of scaled features under nested, stratified cross-validation, gaze points by the
-    ridge probes of `bgs.evaluation.probes`.
+    Labels are read by logistic regression of scaled features under nested, stratified cross-validation, gaze points by
+    the ridge probes of `bgs.evaluation.probes`.
 
     Args:
         model: trained or not.

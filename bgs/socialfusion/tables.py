@@ -34,9 +34,8 @@ def measures_table(measures: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def decodability_table(decoded: Sequence[Decoded]) -> Table:
     """Lay out what is decodable, stages down and tasks across."""
-    found = _table(
-        "linear decodability", "stage", "balanced accuracy of labels, correlation of gaze; held-out examples"
-    )
+    caption = "balanced accuracy of labels, correlation of gaze; held-out examples"
+    found = _table("linear decodability", "stage", caption)
     tasks = list(dict.fromkeys(item.task for item in decoded))
     for task in tasks:
         found.add_column(task, justify="right", no_wrap=True)

@@ -85,9 +85,8 @@ def transfer(
     for number, answers in enumerate(singles):
         tasks = {record["task"] for record in answers}
         if len(tasks) != 1:
-            raise ValueError(
-                f"singles[{number}]: answers to {', '.join(sorted(tasks)) or 'nothing'}; expected one task"
-            )
+            answered = ", ".join(sorted(tasks)) or "nothing"
+            raise ValueError(f"singles[{number}]: answers to {answered}; expected one task")
         (task,) = tasks
         key = compare_key(task)
         theirs, ours = (_values(part, task, key) for part in (answers, joint))

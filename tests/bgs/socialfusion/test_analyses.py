@@ -10,6 +10,7 @@ from bgs.socialfusion.data import collate
 from bgs.socialfusion.decodability import decodability, pooled_stages
 from bgs.socialfusion.gradients import ALL, gradient_conflict, module_of
 from bgs.socialfusion.run import Run
+from bgs.socialfusion.synthetic import write_scenes
 from bgs.socialfusion.tasks import TASKS
 from bgs.socialfusion.transfer import transfer
 
@@ -60,6 +61,8 @@ def test_stages_are_pooled_over_image_and_boxes(model, examples):
 def test_decodability(model, examples, monkeypatch):
     """What is put into one stage is found there and not in another."""
     own = [e for e in examples if e.task in ("looking_at_me", "gaze")]
+    with pytest.raises(ValueError, match="folds: 2"):
+        decodability(model, own, folds=2)
 
     def planted(model, examples, **_):
         random = np.random.Generator(np.random.PCG64(0))
@@ -68,7 +71,7 @@ def test_decodability(model, examples, monkeypatch):
         if examples[0].task == "gaze":
             told[:, :2] = 20 * np.array([np.mean(e.gaze, axis=0) for e in examples])
         else:
-            told[:, 0] += 8 * np.array([e.label for e in examples])
+            told[:, 0] += 20 * np.array([e.label for e in examples])
         return {"noise": noise, "told": told}
 
     monkeypatch.setattr("bgs.socialfusion.decodability.pooled_stages", planted)
@@ -89,10 +92,8 @@ def records(task, values):
 def test_transfer_by_hand():
     joint = records("gesture", [1] * 20) + records("gaze", [0.4] * 20) + records("expression", [0, 1] * 10)
     singles = [records("gaze", [0.1] * 20), records("gesture", [0, 0, 1, 0] * 5), records("expression", [1, 0] * 10)]
-    gesture, gaze, expression = sorted(transfer(joint, singles), key=lambda item: item.task)[::-1][:0] or [
-        next(item for item in transfer(joint, singles) if item.task == task)
-        for task in ("gesture", "gaze", "expression")
-    ]
+    found = {item.task: item for item in transfer(joint, singles)}
+    gesture, gaze, expression = found["gesture"], found["gaze"], found["expression"]
     assert (gesture.joint, gesture.single, gesture.gain) == (1.0, 0.25, 0.75)
     assert gesture.direction == "positive" and 0.5 <= gesture.ci95[0] < 0.75 < gesture.ci95[1] <= 1
     assert gaze.direction == "negative" and gaze.gain == pytest.approx(-0.3) and gaze.measure == "min_distance"
@@ -103,30 +104,16 @@ def test_transfer_by_hand():
         transfer(joint, [joint])
 
 
-def test_command_line(scenes, tmp_path, capsys):
+def test_command_line(tmp_path, capsys):
+    train, test = write_scenes(tmp_path / "scenes", 24)
     model = ModelConfig(vision="tiny", llm="tiny", rank=4)
     for name, tasks in {"joint": None, "gaze": ["gaze"], "gesture": ["gesture"]}.items():
-        config = TrainConfig(
-            train=str(scenes[0]),
-            test=str(scenes[1]),
-            output=str(tmp_path / name),
-            model=model,
-            tasks=tasks,
-            steps=2,
-            batch=4,
-        )
+        config = TrainConfig(train=str(train), test=str(test), model=model, tasks=tasks, steps=2, batch=4)
+        config.output = str(tmp_path / name)
         Run(config, progress=False).execute()
     joint = str(tmp_path / "joint")
-    words = [
-        joint,
-        "--data",
-        str(scenes[0]),
-        "--folds",
-        "2",
-        "--single",
-        str(tmp_path / "gaze"),
-        str(tmp_path / "gesture"),
-    ]
+    singles = ["--single", str(tmp_path / "gaze"), str(tmp_path / "gesture")]
+    words = [joint, "--data", str(train), "--folds", "3", *singles]
     assert main(words) == 0
     content = json.loads((tmp_path / "joint/analyses.json").read_text())
     assert {item["task"] for item in content["decodability"]} == set(TASKS)

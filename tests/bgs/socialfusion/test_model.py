@@ -94,10 +94,8 @@ def test_padding_and_company_change_nothing(model, batch):
     torch.testing.assert_close(model.losses(batch, padding=9), losses, rtol=1e-5, atol=1e-5)
     padded = model.score(batch, padding=9)
     for row in range(len(batch)):
-        one = type(batch)(
-            (batch.tasks[row],),
-            *(getattr(batch, name)[row : row + 1] for name in ("pixels", "masks", "labels", "heat_maps")),
-        )
+        parts = (getattr(batch, name)[row : row + 1] for name in ("pixels", "masks", "labels", "heat_maps"))
+        one = type(batch)((batch.tasks[row],), *parts)
         alone = model.score(one)
         torch.testing.assert_close(model.losses(one)[0], losses[row], rtol=1e-5, atol=1e-5)
         for which in ("classes", "gaze"):
