@@ -78,7 +78,7 @@ class Run:
         self.train_examples = _chosen(read_manifest(train), config.tasks, train)
         asked = sorted({example.task for example in self.train_examples})
         self.test_examples = [] if test is None else _chosen(read_manifest(test), asked, test)
-        self._identity = _identity(config, self.train_examples)
+        self._identity = _identity(config, self.train_examples, self.test_examples)
         self._check_earlier()
         torch.manual_seed(config.seed)
         self.model = SocialFusion.from_config(config.model)
@@ -94,6 +94,9 @@ class Run:
         Args:
             until: stop after this step as if killed there, which leaves a state to go on from; None for the end.
         """
+        if self._finished is not None:
+            logger.info("%s: finished already", self.folder)
+            return Result(self.folder, self._finished["test"], time.monotonic() - self._begun)
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / "config.yaml") as scratch:
             scratch.write_text(to_yaml(self._config), encoding="utf-8")  # type: ignore[arg-type]
@@ -177,12 +180,17 @@ class Run:
         return {"parameters": {"trained": trained, "all": every}, "examples": counts}
 
     def _check_earlier(self) -> None:
+        """Refuse a folder with another run in it; one that holds this very run, finished, is taken as it is."""
         file = self.folder / METRICS
+        self._finished: dict[str, Any] | None = None
         if not file.is_file():
             return
-        earlier = json.loads(file.read_text(encoding="utf-8")).get("identity", {})
-        if any(earlier.get(name) != value for name, value in json.loads(json.dumps(self._identity)).items()):
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        theirs = earlier.get("identity", {})
+        if any(theirs.get(name) != value for name, value in self._identity.items()):
             raise FileExistsError(f"{self.folder}: holds a finished run of other settings; name another output folder")
+        if self._config.resume and (self.folder / MODEL).is_dir():
+            self._finished = earlier
 
 
 def _manifests(config: TrainConfig) -> tuple[Path, Path | None]:
@@ -201,16 +209,20 @@ def _chosen(examples: list[Example], tasks: list[str] | None, manifest: Path) ->
     return chosen
 
 
-def _identity(config: TrainConfig, examples: list[Example]) -> dict[str, Any]:
+def _identity(config: TrainConfig, train: list[Example], test: list[Example]) -> dict[str, Any]:
     """What has to be equal for a state to be taken up: settings that change the weights, and the examples."""
     settings = asdict(replace(config, output="", resume=True, workers=0, train=None, test=None))
-    for name in ("output", "resume", "workers", "train", "test", "eval_batch", "save_every", "synthetic"):
+    for name in ("output", "resume", "workers", "train", "test", "eval_batch", "save_every"):
         del settings[name]
+    return {"settings": json.loads(json.dumps(settings)), "train": _digest(train), "test": _digest(test)}
+
+
+def _digest(examples: list[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr((example.image.name, example.task, example.label, example.gaze, example.boxes)).encode())
         digest.update(hashlib.sha256(example.image.read_bytes()).digest())
-    return {"settings": json.loads(json.dumps(settings)), "examples": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def _optimiser(weights: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
@@ -227,4 +239,6 @@ def _step_seed(seed: int, step: int) -> int:
 
 def _checkpoint_activations(model: SocialFusion) -> None:
     base: Any = model.language.get_base_model()
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers renames gradient_checkpointing_enable to activation_checkpointing_enable; the old name warns.
+    kind = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
+    getattr(base, f"{kind}_checkpointing_enable")({"use_reentrant": False})

@@ -77,6 +77,8 @@ class Prompter:
             text = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         else:
             text = f"{self._tokenizer.bos_token or ''}{text}\nAnswer:"
+        if text.count(MARKER) != 1:
+            raise ValueError(f"tokenizer: its chat template turns a prompt with {MARKER} into {text!r}")
         before, _, after = text.partition(MARKER)
         return Prompt(self._encode(before), self._encode(after))
 

@@ -71,7 +71,7 @@ def test_decodability(model, examples, monkeypatch):
         if examples[0].task == "gaze":
             told[:, :2] = 20 * np.array([np.mean(e.gaze, axis=0) for e in examples])
         else:
-            told[:, 0] += 20 * np.array([e.label for e in examples])
+            told[:, :4] += 20 * np.array([[e.label] for e in examples])
         return {"noise": noise, "told": told}
 
     monkeypatch.setattr("bgs.socialfusion.decodability.pooled_stages", planted)

@@ -72,6 +72,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_stopped(scenes, tmp_path):
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     assert whole.measures == parts.measures
     assert not (tmp_path / "parts/state.safetensors").exists()
+    written = (parts.folder / "model/weights.safetensors").stat().st_mtime_ns
+    assert run(config).measures == parts.measures  # finished: taken as it is
+    assert (parts.folder / "model/weights.safetensors").stat().st_mtime_ns == written
     differently = run(settings(scenes, tmp_path / "seed", seed=1))
     assert any(not torch.equal(one[name], value) for name, value in weights(differently.folder).items())
 
@@ -104,6 +107,20 @@ def test_gradient_checkpointing_changes_nothing(scenes, tmp_path):
     one, other = weights(plain.folder), weights(saved.folder)
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_is_near_float32(model, batch):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses, scores = model.losses(batch), model.score(batch)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, model.losses(batch), rtol=0.03, atol=0.3)
+    torch.testing.assert_close(scores.classes[0], model.score(batch).classes[0], rtol=0.03, atol=0.3)
+
+
+def test_images_read_by_workers_are_the_same(scenes, tmp_path):
+    one = weights(run(settings(scenes, tmp_path / "none", steps=2)).folder)
+    other = weights(run(settings(scenes, tmp_path / "one", steps=2, workers=1)).folder)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_command_line(scenes, tmp_path, capsys):
