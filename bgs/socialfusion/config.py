@@ -71,6 +71,8 @@ class TrainConfig:
         save_every: steps between saved states.
         precision: `auto` is bf16 on a GPU that has it and fp32 elsewhere; fp16 is not offered.
         gradient_checkpointing: recompute the language model's activations in the backward pass to save memory.
+        accelerate: run the visual encoder's attention and the adapters by the fused kernels of `bgs_kernels`; what is
+            saved is the same up to rounding.
         eval_batch: examples scored at a time; the answers of all classes of each go through the model together.
         workers: processes that read images; 0 for none but this one.
         synthetic: examples of each task in the rendered training scenes; a quarter as many for the test.
@@ -93,6 +95,7 @@ class TrainConfig:
     save_every: int = 200
     precision: Precision = "auto"
     gradient_checkpointing: bool = False
+    accelerate: bool = False
     eval_batch: int = 8
     workers: int = 0
     synthetic: int = 64

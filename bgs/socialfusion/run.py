@@ -34,6 +34,7 @@ from bgs.socialfusion.synthetic import write_scenes
 from bgs.socialfusion.tasks import TASKS
 from bgs.training.resume import load_state, save_state
 from bgs.training.schedule import LearningRate
+from bgs_kernels import accelerate
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,8 @@ class Run:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._bf16 = chosen_precision(config.precision, on_gpu=self._device.type == "cuda") == "bf16"
         self.model.to(self._device)
+        if config.accelerate:
+            logger.info("%s", accelerate(self.model))
 
     def execute(self, *, until: int | None = None) -> Result:
         """Train, save and evaluate.
@@ -212,7 +215,7 @@ def _chosen(examples: list[Example], tasks: list[str] | None, manifest: Path) ->
 def _identity(config: TrainConfig, train: list[Example], test: list[Example]) -> dict[str, Any]:
     """What has to be equal for a state to be taken up: settings that change the weights, and the examples."""
     settings = asdict(replace(config, output="", resume=True, workers=0, train=None, test=None))
-    for name in ("output", "resume", "workers", "train", "test", "eval_batch", "save_every"):
+    for name in ("output", "resume", "workers", "train", "test", "eval_batch", "save_every", "accelerate"):
         del settings[name]
     return {"settings": json.loads(json.dumps(settings)), "train": _digest(train), "test": _digest(test)}
 

@@ -39,10 +39,10 @@ def decodability_table(decoded: Sequence[Decoded]) -> Table:
     tasks = list(dict.fromkeys(item.task for item in decoded))
     for task in tasks:
         found.add_column(task, justify="right", no_wrap=True)
-    cells = {(item.stage, item.task): f"{item.value:.3f}{_interval(item.ci95)}" for item in decoded}
+    cells = {(item.stage, item.task): f"{item.value:.2f}{_interval(item.ci95)}" for item in decoded}
     for stage in dict.fromkeys(item.stage for item in decoded):
         found.add_row(stage, *(cells.get((stage, task), "") for task in tasks))
-    chance = {item.task: f"{item.chance:.3f}" for item in decoded}
+    chance = {item.task: f"{item.chance:.2f}" for item in decoded}
     found.add_row("chance", *(chance[task] for task in tasks))
     return found
 
@@ -77,4 +77,4 @@ def _table(title: str, first: str, caption: str) -> Table:
 
 
 def _interval(ci95: tuple[float, float] | None) -> str:
-    return "" if ci95 is None else f" [{ci95[0]:.2f}, {ci95[1]:.2f}]"
+    return "" if ci95 is None else f" [{ci95[0]:.2f},{ci95[1]:.2f}]"

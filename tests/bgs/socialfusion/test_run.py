@@ -117,6 +117,15 @@ def test_bfloat16_is_near_float32(model, batch):
     torch.testing.assert_close(scores.classes[0], model.score(batch).classes[0], rtol=0.03, atol=0.3)
 
 
+def test_fused_kernels_train_the_same(scenes, tmp_path):
+    """On a CPU the fused adapters are PyTorch's own products, dropout included."""
+    plain = weights(run(settings(scenes, tmp_path / "plain", steps=2)).folder)
+    fused = weights(run(settings(scenes, tmp_path / "fused", steps=2, accelerate=True)).folder)
+    assert plain.keys() == fused.keys()
+    for name in plain:
+        torch.testing.assert_close(fused[name], plain[name], rtol=1e-5, atol=1e-6)
+
+
 def test_images_read_by_workers_are_the_same(scenes, tmp_path):
     one = weights(run(settings(scenes, tmp_path / "none", steps=2)).folder)
     other = weights(run(settings(scenes, tmp_path / "one", steps=2, workers=1)).folder)
