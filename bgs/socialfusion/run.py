@@ -91,21 +91,15 @@ class Run:
         if config.accelerate:
             logger.info("%s", accelerate(self.model))
 
-    def execute(self, *, until: int | None = None) -> Result:
-        """Train, save and evaluate.
-
-        Args:
-            until: stop after this step as if killed there, which leaves a state to go on from; None for the end.
-        """
+    def execute(self) -> Result:
+        """Train, save and evaluate; a run that was killed goes on from its last saved state."""
         if self._finished is not None:
             logger.info("%s: finished already", self.folder)
             return Result(self.folder, self._finished["test"], time.monotonic() - self._begun)
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / "config.yaml") as scratch:
             scratch.write_text(to_yaml(self._config), encoding="utf-8")  # type: ignore[arg-type]
-        history = self._fit(until)
-        if until is not None and until < self._config.steps:
-            return Result(self.folder, {}, time.monotonic() - self._begun)
+        history = self._fit()
         self.model.eval()
         self.model.save(self.folder / MODEL)
         config = self._config
@@ -122,7 +116,7 @@ class Run:
         (self.folder / STATE).unlink(missing_ok=True)
         return Result(self.folder, found, time.monotonic() - self._begun)
 
-    def _fit(self, until: int | None) -> list[dict[str, Any]]:
+    def _fit(self) -> list[dict[str, Any]]:
         """Take the optimiser's steps; returns the mean losses of each `save_every` steps."""
         config, model = self._config, self.model
         weights = model.trainable()
@@ -136,21 +130,20 @@ class Run:
             raise FileExistsError(f"{state}: of a run with other settings or data; name another output folder")
         first = 0 if found is None else int(found[0]["step"])
         history: list[dict[str, Any]] = [] if found is None else found[0]["history"]
-        last = min(config.steps, config.steps if until is None else until)
         schedule = draw_schedule(
             [example.task for example in self.train_examples],
             steps=config.steps,
             batch=config.batch,
             temperature=config.temperature,
             seed=config.seed,
-        )[:last]
+        )
         steps = Steps(self.train_examples, schedule, first, model.preprocess, model.grid)
         loader = DataLoader(steps, batch_size=None, num_workers=config.workers)
         model.train()
         if config.gradient_checkpointing:
             _checkpoint_activations(model)
         sums: dict[str, list[float]] = {}
-        bar = tqdm(loader, desc="training", initial=first, total=last, disable=not self._progress)
+        bar = tqdm(loader, desc="training", initial=first, total=config.steps, disable=not self._progress)
         for step, batch in enumerate(bar, start=first):
             torch.manual_seed(_step_seed(config.seed, step))  # dropout that does not depend on what came before
             for group in optimiser.param_groups:
@@ -168,7 +161,7 @@ class Run:
             for task, value in zip(batch.tasks, losses.tolist(), strict=True):
                 sums.setdefault(task, []).append(value)
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            if (step + 1) % config.save_every == 0 or step + 1 == last:
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 means = {task: sum(values) / len(values) for task, values in sorted(sums.items())}
                 history.append({"step": step + 1, "loss": means})
                 sums = {}
@@ -221,10 +214,12 @@ def _identity(config: TrainConfig, train: list[Example], test: list[Example]) ->
 
 
 def _digest(examples: list[Example]) -> str:
+    """Fingerprint examples, of their images names and sizes alone: reading them all would take longer than training."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(repr((example.image.name, example.task, example.label, example.gaze, example.boxes)).encode())
-        digest.update(hashlib.sha256(example.image.read_bytes()).digest())
+        size = example.image.stat().st_size
+        fields = (example.image.name, size, example.task, example.label, example.gaze, example.boxes)
+        digest.update(repr(fields).encode())
     return digest.hexdigest()
 
 

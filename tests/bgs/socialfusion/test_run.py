@@ -21,8 +21,27 @@ def settings(scenes, folder, **changes):
     return TrainConfig(**(base | changes))
 
 
-def run(config, **options):
-    return Run(config, progress=False).execute(**options)
+def run(config):
+    return Run(config, progress=False).execute()
+
+
+def killed(config, monkeypatch, *, at):
+    """Run, and be killed in the middle of a step."""
+    steps = iter(range(config.steps))
+    losses = SocialFusion.losses
+
+    def deadly(self, batch):
+        if next(steps) == at:
+            raise KeyboardInterrupt
+        return losses(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SocialFusion, "losses", deadly)
+        run(config)
+
+
+def history(folder):
+    return json.loads((folder / "metrics.json").read_text())["history"]
 
 
 def weights(folder):
@@ -62,15 +81,16 @@ def test_loading_is_strict(model, tmp_path):
         model.save(tmp_path / "other")
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_stopped(scenes, tmp_path):
+def test_a_killed_run_goes_on_as_if_it_had_not_stopped(scenes, tmp_path, monkeypatch):
     whole = run(settings(scenes, tmp_path / "whole"))
     config = settings(scenes, tmp_path / "parts")
-    run(config, until=3)
+    killed(config, monkeypatch, at=5)
     assert (tmp_path / "parts/state.safetensors").is_file()
     parts = run(config)
     one, other = weights(whole.folder), weights(parts.folder)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     assert whole.measures == parts.measures
+    assert history(whole.folder) == history(parts.folder)
     assert not (tmp_path / "parts/state.safetensors").exists()
     written = (parts.folder / "model/weights.safetensors").stat().st_mtime_ns
     assert run(config).measures == parts.measures  # finished: taken as it is
@@ -79,9 +99,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_stopped(scenes, tmp_path):
     assert any(not torch.equal(one[name], value) for name, value in weights(differently.folder).items())
 
 
-def test_other_settings_do_not_go_on(scenes, tmp_path):
+def test_other_settings_do_not_go_on(scenes, tmp_path, monkeypatch):
     config = settings(scenes, tmp_path / "run")
-    run(config, until=2)
+    killed(config, monkeypatch, at=3)
     with pytest.raises(FileExistsError, match="other settings"):
         run(replace(config, lr=1e-3))
     run(config)
