@@ -155,11 +155,12 @@ def load_language(checkpoint: Checkpoint) -> Language:
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Make a tokenizer of UTF-8 bytes, which needs no vocabulary file."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     symbols = (*_SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()))
     tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     pad, bos, eos = _SPECIAL
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos
