@@ -125,14 +125,16 @@ def _gesture(random: np.random.Generator, size: int, which: int) -> tuple[_Canva
     fingers, thumb = _HANDS[label]
     canvas = _Canvas(size, _ground(random))
     x, y, r = 0.5 + random.uniform(-0.06, 0.06), 0.65 + random.uniform(-0.04, 0.04), random.uniform(0.18, 0.22)
-    canvas.box(x - 0.5 * r, y, x + 0.5 * r, 1.0, SKIN)
-    canvas.disc(x, y, r, SKIN)
-    for finger in fingers:
-        at = x + (finger - 1.5) * 0.5 * r
-        canvas.line([(at, y), (x + (finger - 1.5) * 0.75 * r, y - 2.4 * r)], 0.38 * r, SKIN)
-    if thumb:
-        end = (x - 0.2 * r, y - 1.9 * r) if label == "like" else (x + 1.9 * r, y - 0.7 * r)
-        canvas.line([(x, y), end], 0.5 * r, SKIN)
+    for edge, fill in ((0.025, INK), (0.0, SKIN)):  # a dark outline: the ground may be as light as the hand
+        canvas.box(x - 0.5 * r - edge, y, x + 0.5 * r + edge, 1.0, fill)
+        canvas.disc(x, y, r + edge, fill)
+        for finger in fingers:
+            at = x + (finger - 1.5) * 0.5 * r
+            tip = (x + (finger - 1.5) * 0.85 * r, y - 2.4 * r - edge)
+            canvas.line([(at, y), tip], 0.38 * r + 2 * edge, fill)
+        if thumb:
+            end = (x - 0.2 * r, y - 1.9 * r - edge) if label == "like" else (x + 1.9 * r + edge, y - 0.7 * r)
+            canvas.line([(x, y), end], 0.5 * r + 2 * edge, fill)
     return canvas, {"label": label}
 
 
