@@ -3,10 +3,12 @@
 // What costs more than either is a counter that is not in the cache, and a branch on which of two random rows is the
 // higher: counters are kept for the lower triangle alone, both counts of a pair in one word, and no branch depends on the
 // order. While such a triangle fits the cache (N = 250: 249 KB) each thread counts into one of its own. Beyond, pairs are
-// first sorted into buckets of neighbouring counters, 2 bytes a pair, and a bucket's counters are brought in once.
+// first sorted into buckets of neighbouring counters, 2 bytes a pair, and a bucket is counted at once: into a triangle, or, up
+// to 4,096 rows, in the cache and written to the matrices from there, which saves the triangle's memory being made and moved.
 #include "cpu/counts.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "cpu/parts.h"
@@ -29,6 +31,11 @@ constexpr int kBucketBits = 15;
 // the buckets are counted: 25 MB of pairs.
 constexpr std::int64_t kChunk = 1 << 14;
 constexpr std::int64_t kChunks = 256;
+
+// Chunks that are all kept sorted where that spares the triangle (50 MB of pairs, 8.4 million triplets), and the rows up to
+// which a bucket spans at least eight, whose columns are then written a cache line at a time.
+constexpr std::int64_t kMostChunks = 512;
+constexpr std::int64_t kMostRowsInPlace = (std::int64_t{1} << kBucketBits) / 8;
 
 // Rows mirrored at a time, so that what is written by columns is still in the cache for the next column.
 constexpr std::int64_t kTile = 32;
@@ -114,11 +121,30 @@ bool count_in_cache(const Tensor& triplets, std::int64_t count, std::int64_t row
 // Pairs of some chunks of triplets, those of each chunk sorted by bucket.
 class Buckets {
  public:
-  explicit Buckets(std::int64_t rows)
+  Buckets(std::int64_t rows, std::int64_t chunks)
       : rows_(rows),
         number_(((triangle(rows) - 1) >> kBucketBits) + 1),
-        entries_(3 * kChunk * kChunks),
-        starts_(kChunks * (number_ + 1)) {}
+        entries_(3 * kChunk * chunks),
+        starts_(chunks * (number_ + 1)) {}
+
+  // Sorts the pairs of the triplets [done, count), up to `chunks` chunks of them, as chunks from 0 on.
+  template <typename Index, typename Pair>
+  bool sort_chunks(const Tensor& triplets, std::int64_t done, std::int64_t count, std::int64_t chunks,
+                   int threads) const {
+    bool sound = true;
+#pragma omp parallel num_threads(threads) reduction(&& : sound)
+    {
+      const Scratch<std::uint32_t> next(number_ + 1);
+      const Scratch<Pair> pairs(3 * kChunk);
+#pragma omp for schedule(dynamic)
+      for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const std::int64_t begin = done + chunk * kChunk, end = std::min(count, begin + kChunk);
+        const bool good = sort<Index, Pair>(chunk, triplets, begin, end, next.data(), pairs.data());
+        sound = sound && good;
+      }
+    }
+    return sound;
+  }
 
   // Sorts the pairs of the triplets [begin, end) as a chunk; says whether all of them name three different rows.
   template <typename Index, typename Pair>
@@ -147,7 +173,6 @@ class Buckets {
 
   // Adds the pairs of a bucket in the first `chunks` chunks to its counters.
   void count(std::int64_t bucket, std::int64_t chunks, std::uint64_t* counters) const {
-    counters += bucket << kBucketBits;
     for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
       const std::uint32_t* const starts = starts_.data() + chunk * (number_ + 1);
       const std::uint16_t* const entries = entries_.data() + chunk * 3 * kChunk;
@@ -176,34 +201,82 @@ bool count_by_buckets(const Tensor& triplets, std::int64_t count, std::int64_t r
   for (int part = 0; part < zeroed.number; ++part) {
     std::fill(counters + zeroed.begin(part), counters + zeroed.end(part), std::uint64_t{0});
   }
-  const Buckets buckets(rows);
-  bool sound = true;
-  for (std::int64_t done = 0; done < count && sound; done += kChunk * kChunks) {
+  const Buckets buckets(rows, kChunks);
+  for (std::int64_t done = 0; done < count; done += kChunk * kChunks) {
     const std::int64_t chunks = std::min((count - done + kChunk - 1) / kChunk, kChunks);
     const Parts parts(chunks * kChunk, threads);
-#pragma omp parallel num_threads(parts.number) reduction(&& : sound)
-    {
-      const Scratch<std::uint32_t> next(buckets.number() + 1);
-      const Scratch<Pair> pairs(3 * kChunk);
-#pragma omp for schedule(dynamic)
-      for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-        const std::int64_t begin = done + chunk * kChunk, end = std::min(count, begin + kChunk);
-        const bool good = buckets.sort<Index, Pair>(chunk, triplets, begin, end, next.data(), pairs.data());
-        sound = sound && good;
-      }
-    }
+    if (!buckets.sort_chunks<Index, Pair>(triplets, done, count, chunks, parts.number)) return false;
     const std::int64_t number = buckets.number();
 #pragma omp parallel for num_threads(parts.number) schedule(dynamic)
-    for (std::int64_t bucket = 0; bucket < number; ++bucket) buckets.count(bucket, chunks, counters);
+    for (std::int64_t bucket = 0; bucket < number; ++bucket) {
+      buckets.count(bucket, chunks, counters + (bucket << kBucketBits));
+    }
   }
-  return sound;
+  return true;
+}
+
+// Writes the counters of the pairs [begin, end) of the triangle to both halves of the matrices.
+void write_pairs(const std::uint64_t* counters, std::int64_t begin, std::int64_t end, std::int64_t rows,
+                 std::int64_t* shown, std::int64_t* together) {
+  std::int64_t first = static_cast<std::int64_t>((1 + std::sqrt(1 + 8 * static_cast<double>(begin))) / 2);
+  while (triangle(first) > begin) --first;
+  while (triangle(first + 1) <= begin) ++first;
+  std::int64_t last = first;  // the row after the last
+  while (last < rows && triangle(last) < end) ++last;
+  for (std::int64_t row = first; row < last; ++row) {
+    const std::int64_t from = std::max(begin, triangle(row)), to = std::min(end, triangle(row + 1));
+    std::int64_t here = row * rows + from - triangle(row);
+    for (std::int64_t place = from; place < to; ++place, ++here) {
+      together[here] = together_in(counters[place - begin]);
+      shown[here] = apart_in(counters[place - begin]) + together_in(counters[place - begin]);
+    }
+  }
+  for (std::int64_t column = 0; column + 1 < last; ++column) {
+    for (std::int64_t row = std::max(first, column + 1); row < last; ++row) {
+      const std::int64_t place = triangle(row) + column;
+      if (place < begin || place >= end) continue;
+      together[column * rows + row] = together_in(counters[place - begin]);
+      shown[column * rows + row] = apart_in(counters[place - begin]) + together_in(counters[place - begin]);
+    }
+  }
+}
+
+// As `count_by_buckets`, but each bucket is counted in the cache and written to the matrices from there.
+template <typename Index>
+bool count_in_place(const Tensor& triplets, std::int64_t count, std::int64_t rows, std::int64_t* shown,
+                    std::int64_t* together, int threads) {
+  const std::int64_t chunks = (count + kChunk - 1) / kChunk;
+  const Buckets buckets(rows, chunks);
+  if (!buckets.sort_chunks<Index, std::uint32_t>(triplets, 0, count, chunks, threads)) return false;
+  const std::size_t bytes = sizeof(*shown) * static_cast<std::size_t>(rows * rows);
+  wish_huge_pages(shown, bytes);
+  wish_huge_pages(together, bytes);
+  const std::int64_t number = buckets.number();
+#pragma omp parallel num_threads(threads)
+  {
+    const Scratch<std::uint64_t> counters(std::int64_t{1} << kBucketBits);
+#pragma omp for schedule(dynamic)
+    for (std::int64_t bucket = 0; bucket < number; ++bucket) {
+      const std::int64_t begin = bucket << kBucketBits;
+      const std::int64_t end = std::min(triangle(rows), begin + (std::int64_t{1} << kBucketBits));
+      std::fill_n(counters.data(), end - begin, std::uint64_t{0});
+      buckets.count(bucket, chunks, counters.data());
+      write_pairs(counters.data(), begin, end, rows, shown, together);
+    }
+  }
+  for (std::int64_t row = 0; row < rows; ++row) shown[row * rows + row] = together[row * rows + row] = 0;
+  return true;
 }
 
 template <typename Index>
 bool count_all(const Tensor& triplets, std::int64_t count, std::int64_t rows, std::int64_t* shown,
                std::int64_t* together, int threads) {
+  const bool is_cached = triangle(rows) <= kCachedCounters;
+  if (!is_cached && rows <= kMostRowsInPlace && count <= kChunk * kMostChunks) {
+    return count_in_place<Index>(triplets, count, rows, shown, together, threads);
+  }
   std::vector<Scratch<std::uint64_t>> triangles;
-  const auto run = triangle(rows) <= kCachedCounters     ? count_in_cache<Index>
+  const auto run = is_cached                          ? count_in_cache<Index>
                    : triangle(rows) <= kShortestPairs ? count_by_buckets<Index, std::uint32_t>
                                                       : count_by_buckets<Index, std::uint64_t>;
   if (!run(triplets, count, rows, triangles, threads)) return false;

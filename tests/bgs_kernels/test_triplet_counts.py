@@ -52,7 +52,7 @@ def distinct(count: int, rows: int) -> torch.Tensor:
     return torch.stack((first, second, (second + torch.randint(1, rows // 2, (count,))) % rows), -1)
 
 
-@pytest.mark.parametrize("rows", [40, 362, 363, 900, 3001])
+@pytest.mark.parametrize("rows", [40, 362, 363, 900, 3001, 4097])
 @pytest.mark.parametrize("count", [40_000, 130_001])
 def test_many_judgments_on_any_number_of_threads(rows, count):
     """Counters that fit the cache, and those that are reached by buckets, in several chunks."""
@@ -70,8 +70,8 @@ def test_many_judgments_on_any_number_of_threads(rows, count):
 def test_more_judgments_than_are_kept_in_buckets(monkeypatch):
     pytest.importorskip("bgs_kernels._native", reason="the compiled module is not built")
     some = distinct(50_000, 400)
-    once, often = (triplet_counts(each, 400, backend="native") for each in (some, some.repeat(100, 1)))
-    assert torch.equal(often.shown, 100 * once.shown) and torch.equal(often.together, 100 * once.together)
+    once, often = (triplet_counts(each, 400, backend="native") for each in (some, some.repeat(170, 1)))
+    assert torch.equal(often.shown, 170 * once.shown) and torch.equal(often.together, 170 * once.together)
 
 
 def test_reference_takes_judgments_in_parts(monkeypatch, random_triplets):
