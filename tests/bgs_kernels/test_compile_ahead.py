@@ -1,30 +1,21 @@
 """Every variant of the Triton kernels builds for three generations of GPUs, none of which need be there, and fits.
 ``BGS_COMPILE_ALL=1`` compiles more combinations, for changes of kernels and tiles."""
 
-import json
-import os
-import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
+sys.path.insert(0, str(Path(__file__).parent))
 
-ROOT = Path(__file__).parents[2]
+from compiled_ahead import compiled, spilt
+
+sys.path.pop(0)
+
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Bytes of shared memory that a program may have, by compute capability."""
-
-MOST_REGISTERS = 255
-"""Registers that a thread can have; a kernel that needs more keeps the rest on a stack."""
-
-AT_WILL = 32
-"""Bytes that the assembler may put on a stack with registers left, to make room for one more program."""
-
-IS_OLDER = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
-A_FEW = 24
-"""Loads and stores of the stack, among thousands of instructions of a loop, that older versions of Triton may add."""
 
 TRUTHS = {"False", "True"}
 VALUES = {
@@ -50,14 +41,7 @@ def target(request):
 
 @pytest.fixture(scope="module")
 def built(target):
-    """Compile all variants for a target, in a process that never had TRITON_INTERPRET."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
-    more = ["--all"] if os.environ.get("BGS_COMPILE_ALL") == "1" else []
-    command = [sys.executable, str(Path(__file__).with_name("compile_ahead.py")), str(target), *more]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return compiled("compile_ahead.py", target)
 
 
 def test_kernels_fit(built, target):
@@ -66,10 +50,7 @@ def test_kernels_fit(built, target):
 
 def test_kernels_stay_in_registers(built):
     """Strides of any number cost registers for addresses and may spill; what contiguous tensors launch does not."""
-    spilt = [each for each in built if each["even"] and each["stack"] + each["local"] > 0]
-    if IS_OLDER:
-        spilt = [each for each in spilt if each["spilled_in_loops"] > A_FEW or each["stack"] > 3 * AT_WILL]
-    assert not [each for each in spilt if each["registers"] >= MOST_REGISTERS or each["stack"] > AT_WILL]
+    assert not [each for each in built if each["even"] and spilt(each)]
 
 
 def test_no_sum_depends_on_the_order_of_programs(built):

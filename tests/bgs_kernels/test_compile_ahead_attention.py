@@ -1,32 +1,25 @@
 """The Triton kernels of attention build for three generations of GPUs, none of which need be there, and fit.
 ``BGS_COMPILE_ALL=1`` compiles every width of head with every tile, for changes of kernels and tiles."""
 
-import json
-import os
-import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
+sys.path.insert(0, str(Path(__file__).parent))
 
-ROOT = Path(__file__).parents[2]
+from compiled_ahead import AT_WILL, IN_LOOPS, MOST_REGISTERS, ON_STACK, compiled
+
+sys.path.pop(0)
+
 SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Bytes of shared memory that a program may have, by compute capability; what is compiled for 8.0 are the tiles of all
 other GPUs as well, of which the smallest have 99 KiB."""
 
-MOST_REGISTERS = 255
 REGISTERS = 65536
-"""Registers of a thread and of a multiprocessor."""
-
-AT_WILL = 32
-"""Bytes that the assembler may put on a stack with registers left, to make room for one more program."""
-
-IS_OLDER = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
-A_FEW = 24
-"""Loads and stores of the stack, among thousands of instructions of a loop, that older versions of Triton may add."""
+"""Registers of a multiprocessor."""
 
 HALVES = ("bf16", "fp16")
 
@@ -45,14 +38,7 @@ def target(request):
 
 @pytest.fixture(scope="module")
 def built(target):
-    """Compile for a target, in a process that never had TRITON_INTERPRET."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
-    more = ["--all"] if os.environ.get("BGS_COMPILE_ALL") == "1" else []
-    command = [sys.executable, str(Path(__file__).with_name("compile_ahead_attention.py")), str(target), *more]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return compiled("compile_ahead_attention.py", target)
 
 
 def test_kernels_fit(built, target):
@@ -63,9 +49,9 @@ def test_kernels_fit(built, target):
 def test_loops_over_halves_stay_in_registers(built):
     """A whole head of float32 does not, and strides of any number cost registers for addresses."""
     halves = [each for each in built if each["even"] and each["rows"] in HALVES]
-    spilt = [each for each in halves if each["spilled_in_loops"] > (A_FEW if IS_OLDER else 0)]
+    spilt = [each for each in halves if each["spilled_in_loops"] > IN_LOOPS]
     assert not [each for each in spilt if each["registers"] >= MOST_REGISTERS or each["stack"] > AT_WILL]
-    assert not [each for each in halves if each["local"] or each["stack"] > 3 * AT_WILL]
+    assert not [each for each in halves if each["local"] or each["stack"] > ON_STACK]
 
 
 def test_no_sum_depends_on_the_order_of_programs(built):
