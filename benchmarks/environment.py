@@ -11,6 +11,7 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ BUSY = 0.1
 
 WATCHED_SECONDS = 1.0
 """How long that is watched."""
+
+VERSIONS = ("torch", "triton")
+"""The packages that figures belong to: with another version of one they are measured anew."""
 
 PACKAGES = ("torch", "triton", "numpy", "transformers", "peft", "flash-attn", "pykeops")
 
@@ -59,6 +63,21 @@ def describe(device: torch.device) -> dict[str, Any]:
             "l2_bytes": properties.L2_cache_size,
         }
     return about
+
+
+def difference(recorded: dict[str, Any], device: torch.device, versions: Iterable[str] = VERSIONS) -> str | None:
+    """Say in what an environment differs from the present one as far as figures belong to it, or None.
+
+    Args:
+        recorded: what ``describe`` gave.
+        device: what is measured now.
+        versions: the packages whose version counts.
+    """
+    pairs = {"device": device_name(device), **{package: _version(package) for package in versions}}
+    for name, present in pairs.items():
+        if recorded.get(name) != present:
+            return f"{name} {recorded.get(name)!r}, and this is {present!r}"
+    return None
 
 
 def busy_share() -> float:

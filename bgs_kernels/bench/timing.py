@@ -115,7 +115,7 @@ def _clock(device: torch.device) -> Callable[[Callable[..., Any], tuple[Any, ...
     """Give what calls a step once and returns its time in ms."""
     if device.type != "cuda":
         return _cpu_clock
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     spoiler = torch.empty(2 * cache, dtype=torch.int8, device=device)
 
@@ -126,7 +126,7 @@ def _clock(device: torch.device) -> Callable[[Callable[..., Any], tuple[Any, ...
         step(*arguments)
         end.record()
         end.synchronize()
-        return start.elapsed_time(end)
+        return float(start.elapsed_time(end))
 
     return clock
 
@@ -155,7 +155,7 @@ def captured(step: Callable[[], Any], *, device: torch.device) -> Callable[[], N
         WaitsForDevice: the step does; nothing was captured.
         RuntimeError: it cannot be captured for another reason. Memory may stay allocated: end the process soon.
     """
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
@@ -202,7 +202,7 @@ def launches(step: Callable[..., Any], *, prepare: Callable[[], tuple[Any, ...]]
     names = Counter(
         event.name
         for event in profile.events() or ()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type.name == "CUDA"
         and not getattr(event, "is_user_annotation", False)
         and event.name != "Activity Buffer Request"
     )
