@@ -7,7 +7,7 @@ from __future__ import annotations
 import statistics
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ WIDTH = 120
 
 Figures = Mapping[str, Any]
 
+NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 10: "Ten"}
+
 TEXT_MODES, SEEDS = ("hybrid", "triplet", "rsa"), (0, 1, 2)
 
 MEASURES = {
@@ -33,9 +35,14 @@ MEASURES = {
 LOSS_MODES = {"float32 highest": "float32", "bfloat16": "bfloat16"}
 
 LOSS_ROWS = 250
-"""Sizes of fewer embeddings get a sentence, not a row each."""
+"""Sizes of fewer embeddings get a sentence, not a row each, down to those of"""
+
+SMALL_ROWS = 16
 
 OURS = ("native", "triton")
+
+EAGER = ("eager", "eager in half")
+"""The faster of them is what is compared with."""
 
 STATISTICS = {
     ("spearman of 8M pairs", "float64"): "Spearman's correlation of 8 million pairs",
@@ -45,6 +52,48 @@ STATISTICS = {
 }
 
 NOTHING = "Nothing has been measured on this version yet."
+
+JUDGMENTS = """\
+**Human judgments.** {folds}-fold cross-validation over the {items} training clips of the published social-similarity
+data, from captions only (all-MiniLM-L6-v2). The held-out judgments of all folds are pooled: {number} a seed. The model
+is a linear head that starts as the identity; how strongly it is held there, and for how many epochs, is chosen by
+cross-validation within the training clips of each fold. The table gives three-way accuracy with its 95 % bootstrap
+interval over clips; two-way accuracy and Spearman's correlation are means over seeds."""
+
+JUDGMENTS_FOUND = """\
+Three-way accuracy is above the frozen encoder's in {better} runs. The 95 % interval of the difference excludes zero in
+{accuracy} runs; that of the difference in Spearman's correlation does in {spearman}{gains}.{means} The seeds divide the
+clips differently; they are not independent samples. A run takes {seconds}:"""
+
+MEANS = """ \
+The means of the three modes lie within {apart} of each other; the interval of a single run is at least {wide} wide."""
+
+ANALYSES = """\
+**Reliability.** Split halves of the {participants} participants correlate at r = {half}; the reliability of the full
+matrix is {all_pairs}, which bounds the correlation of any model at {ceiling} (Pearson). Over all {items} clips,
+distances between the frozen caption embeddings correlate with people's at r = {pearson}. They explain {text} of the
+variance of held-out clips' dissimilarities; ratings explain {ratings}; {shared} is shared:"""
+
+ANIMATIONS = """\
+**Synthetic social animations**, `make train`. A small VideoMAE with random weights is trained on {train} clips, with
+{val} for validation, and tested on {test} held-out clips and {number:,} judgments of them. The command takes {seconds},
+rendering and evaluation included."""
+
+LOSS = """\
+The hybrid loss with its gradient{backend}. Eager is written by hand in PyTorch, as a user would: one product, the
+triplets gathered, cross-entropy, and a correlation over flat indices of the observed pairs that are made beforehand
+([`peers.py`](bgs_kernels/bench/peers.py)).{columns} Contenders take turns in one process, after their results were
+compared with float64; a ratio is the median over rounds."""
+
+LOSS_COLUMNS = {
+    "x tuned": "Tuned is the same with the indices of the triplets' pairs made beforehand as well.",
+    "x compiled": "Compiled is the fastest mode of `torch.compile` of eager.",
+    "of the products": "The products are the two full matrix products of a step alone.",
+}
+
+SMALL = "From {least} to {most} embeddings it is {slowest:.1f} to {fastest:.1f} times as fast as eager."
+
+DECODING = "Video files are decoded and resized {ratio} times as fast as by a plain loop over PyAV in one thread."
 
 NO_GPU = """\
 **Kernels on a GPU.** Nothing has been measured yet. The Triton kernels are tested against float64 in Triton's
@@ -73,11 +122,11 @@ def main(root: Path = ROOT, *, check: bool = False) -> int:
     if not begin or not end:
         raise ValueError(f"{path}: expected the lines {BEGIN} and {END}")
     after = f"{head}{BEGIN}\n\n{results(root)}\n\n{END}{tail}"
-    if check:
-        if after != before:
-            print(f"{path}: the results are not those of benchmarks/results; run python -m benchmarks.table", file=sys.stderr)
-        return int(after != before)
-    path.write_text(after, encoding="utf-8")
+    if not check:
+        path.write_text(after, encoding="utf-8")
+    elif after != before:
+        print(f"{path}: not the results in benchmarks/results; run python -m benchmarks.table", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -110,7 +159,7 @@ def training(run: dict[str, Any]) -> list[str]:
     """
     of_name = {case["name"]: case for case in run["cases"] if case["status"] == "ok"}
     text = {(case["mode"], case["seed"]): case for case in of_name.values() if case["run"] == "text"}
-    parts = [_fill(f"Training and evaluation ran on {_machine(run['environment'])}.")] if of_name else []
+    parts = [_fill(f"Trained and evaluated on {_machine(run['environment'])}.")] if of_name else []
     if text:
         parts += judgments(text)
     if "analyses" in of_name:
@@ -128,59 +177,44 @@ def judgments(text: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
     """
     found = {key: case["found"] for key, case in text.items()}
     first = next(iter(found.values()))
-    parts = [
-        _fill(
-            f"**Human judgments.** {_words(first['folds'])}-fold cross-validation over the {first['items']} training clips"
-            " of the published social-similarity data, from captions only (all-MiniLM-L6-v2). The held-out judgments of all"
-            f" folds are pooled: {_between([one['odd_one_out']['three_way']['n'] for one in found.values()])} a seed. The"
-            " model is a linear head that starts as the identity; how strongly it is held there, and for how many epochs,"
-            " is chosen by cross-validation within the training clips of each fold. The table gives three-way accuracy with"
-            " its 95 % bootstrap interval over clips; two-way accuracy and Spearman's correlation are means over seeds."
-        )
-    ]
+    about = {
+        "folds": NUMBERS.get(first["folds"], str(first["folds"])),
+        "items": first["items"],
+        "number": _between([_three_way(one)["n"] for one in found.values()]),
+    }
     rows = [["", *(f"seed {seed}" for seed in SEEDS), "mean", "two-way", "RSA Spearman"]]
     frozen = {seed: one["frozen"] for (_, seed), one in found.items()}
     rows.append(["frozen encoder", *_of_seeds(frozen)])
     for mode in TEXT_MODES:
         rows.append([mode, *_of_seeds({seed: one for (its, seed), one in found.items() if its == mode})])
-    parts.append(_table(rows))
-    better = sum(one["difference"]["odd_one_out"]["three_way"]["value"] > 0 for one in found.values())
-    claims = [
-        f"Three-way accuracy is above the frozen encoder's in {_share(better, len(found))} runs.",
-        f"The 95 % interval of the difference excludes zero in {_share(*_clear(found, 'odd_one_out', 'three_way'))} runs;"
-        f" for Spearman's correlation it does in {_share(*_clear(found, 'rsa', 'spearman'))}{_gains(found)}.",
-    ]
-    means = [
-        statistics.mean(found[mode, seed]["odd_one_out"]["three_way"]["value"] for seed in SEEDS)
-        for mode in TEXT_MODES
-        if all((mode, seed) in found for seed in SEEDS)
-    ]
-    if len(means) == len(TEXT_MODES):
-        widths = [high - low for low, high in (one["odd_one_out"]["three_way"]["ci95"] for one in found.values())]
-        claims.append(
-            f"The means of the three modes lie within {fraction(max(means) - min(means))} of each other; the interval of a"
-            f" single run is at least {fraction(min(widths))} wide."
-        )
-    claims.append("The seeds divide the clips differently; they are not independent samples.")
-    claims.append(f"A run takes {_between([case['seconds'] for case in text.values()], _duration)}:")
-    return [*parts, _fill(" ".join(claims)), _command(next(iter(text.values()))["command"])]
+    of_mode = {mode: [found[mode, seed] for seed in SEEDS if (mode, seed) in found] for mode in TEXT_MODES}
+    means = ""
+    if all(len(some) == len(SEEDS) for some in of_mode.values()):
+        centres = [statistics.mean(_three_way(one)["value"] for one in some) for some in of_mode.values()]
+        widths = [high - low for low, high in (_three_way(one)["ci95"] for one in found.values())]
+        means = MEANS.format(apart=fraction(max(centres) - min(centres)), wide=fraction(min(widths)))
+    better = sum(_three_way(one["difference"])["value"] > 0 for one in found.values())
+    claims = {
+        "better": _share(better, found),
+        "accuracy": _share(sum(_clear(one, "odd_one_out", "three_way") for one in found.values()), found),
+        "spearman": _share(sum(_clear(one, "rsa", "spearman") for one in found.values()), found),
+        "gains": _gains(of_mode),
+        "means": means,
+        "seconds": _between([case["seconds"] for case in text.values()], _duration),
+    }
+    command = next(iter(text.values()))["command"]
+    return [_fill(JUDGMENTS, **about), _table(rows), _fill(JUDGMENTS_FOUND, **claims), _command(command)]
 
 
 def analyses(case: dict[str, Any]) -> list[str]:
     """Write what the analyses of the captions found."""
     found = case["found"]
     reliability, variance = found["reliability"][0], found["variance"]
-    explained, shared = variance["explained"], variance["parts"]["text + ratings"]
-    about = (
-        f"**Reliability.** Split halves of the {reliability['participants']} participants correlate at r ="
-        f" {fraction(reliability['half'], digits=2)}; the reliability of the full matrix is"
-        f" {fraction(reliability['all_pairs'], digits=2)}, which bounds the correlation of any model at"
-        f" {fraction(reliability['ceiling'], digits=2)} (Pearson). Over all {variance['items']} clips, distances between the"
-        f" frozen caption embeddings correlate with people's at r = {measure(found['rsa']['pearson'])}. They explain"
-        f" {measure(explained['text'])} of the variance of the dissimilarities of held-out clips, and ratings explain"
-        f" {measure(explained['ratings'])}; they share {measure(shared)}:"
-    )
-    return [_fill(about), _command(case["command"])]
+    about = {name: fraction(reliability[name], digits=2) for name in ("half", "all_pairs", "ceiling")}
+    about |= {"participants": reliability["participants"], "items": variance["items"]}
+    about |= {name: measure(variance["explained"][name]) for name in ("text", "ratings")}
+    about |= {"shared": measure(variance["parts"]["text + ratings"]), "pearson": measure(found["rsa"]["pearson"])}
+    return [_fill(ANALYSES, **about), _command(case["command"])]
 
 
 def animations(case: dict[str, Any]) -> list[str]:
@@ -192,13 +226,8 @@ def animations(case: dict[str, Any]) -> list[str]:
         ceiling = (after.get("ceiling") or {}).get("upper")
         bound = "" if ceiling is None else fraction(ceiling)
         rows.append([name, measure(before), measure(after), measure(gain, "+"), bound])
-    about = (
-        "**Synthetic social animations**, `make train`. A small VideoMAE with random weights is trained on"
-        f" {clips['train']} clips, {clips['val']} more choose the epoch, and {clips['test']} held-out clips with"
-        f" {found['odd_one_out']['three_way']['n']:,} judgments test it. It takes {_duration(case['seconds'])}, rendering and"
-        " evaluation included."
-    )
-    return [_fill(about), _table(rows)]
+    number, seconds = _three_way(found)["n"], _duration(case["seconds"])
+    return [_fill(ANIMATIONS, number=number, seconds=seconds, **clips), _table(rows)]
 
 
 def kernels(folder: str, figures: Figures, where: str) -> list[str]:
@@ -229,62 +258,49 @@ def kernels(folder: str, figures: Figures, where: str) -> list[str]:
 def loss(run: dict[str, Any]) -> list[str]:
     """Write how long the hybrid loss takes, beside what a user would write."""
     cases = [case for case in run["cases"] if case["status"] == "ok" and "step_ms" in case]
+    backends = {case["contender"] for case in cases if case["contender"] in OURS}
     rows, small = [], []
     for mode, dtype in LOSS_MODES.items():
         of_mode = [case for case in cases if case["mode"] == mode]
         for size in sorted({case["size"] for case in of_mode}, key=lambda size: _dimensions(of_mode, size)["rows"]):
             about, of_size = _dimensions(of_mode, size), {c["contender"]: c for c in of_mode if c["size"] == size}
             ours = min((of_size[name] for name in OURS if name in of_size), key=_taken, default=None)
+            eager = min((of_size[name] for name in EAGER if name in of_size), key=_taken, default=None)
             if ours is None:
                 continue
             if about["rows"] < LOSS_ROWS:
-                small.append((about["rows"], _faster(ours, "eager")))
+                ratio = _faster(ours, "eager")
+                small += [(about["rows"], ratio)] if ratio is not None and about["rows"] >= SMALL_ROWS else []
                 continue
             rows.append(
                 {
                     "embeddings, judgments": f"{about['rows']:,} x {about['columns']:,}, {about['triplets']:,}"
                     + (", target embeddings" if about.get("target_columns") else ""),
                     "dtype": dtype,
-                    "eager": _ms(of_size.get("eager")),
-                    f"`{ours['contender']}`": _ms(ours),
+                    "eager": _ms(eager),
+                    "ours": _ms(ours) + (f" (`{ours['contender']}`)" if len(backends) > 1 else ""),
                     "x eager": _times(ours, "eager"),
-                    "with `mask=`": _times(of_size.get(f"{ours['contender']} mask"), "eager"),
+                    "x eager, `mask=`": _times(of_size.get(f"{ours['contender']} mask"), "eager"),
                     "x tuned": _times(ours, "eager tuned"),
                     "x compiled": _times(ours, "compile"),
                     "of the products": _of_products(ours),
-                    "memory": _memory(ours, of_size.get("eager")),
+                    "memory": _memory(ours, eager),
                 }
             )
     if not rows:
         return []
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    filled = [name for name in names if any(row.get(name) for row in rows)]
-    about = [
-        "The hybrid loss with its gradient. Eager is written by hand in PyTorch, as a user would: one product, the triplets"
-        " gathered, cross-entropy, and a correlation over flat indices of the observed pairs that are made beforehand"
-        " ([`peers.py`](bgs_kernels/bench/peers.py))."
-    ]
-    if "x tuned" in filled:
-        about.append("Tuned is the same with the indices of the triplets' pairs made beforehand as well.")
-    if "x compiled" in filled:
-        about.append("Compiled is the fastest mode of `torch.compile` of eager.")
-    if "of the products" in filled:
-        about.append("The products are the two full matrix products of a step alone.")
-    about.append(
-        "Contenders take turns in one process, after their results were compared with float64; a ratio is the median over"
-        " rounds."
-    )
-    parts = [_fill(" ".join(about)), _table([filled, *([row.get(name, "") for name in filled] for row in rows)])]
-    missed = [bar for bar in run["bars"] if bar["met"] is False]
+    filled = [name for name in rows[0] if any(row[name] for row in rows)]
+    columns = "".join(f" {sentence}" for name, sentence in LOSS_COLUMNS.items() if name in filled)
+    backend = f", by backend `{next(iter(backends))}`" if len(backends) == 1 else ""
+    table = _table([filled, *([row[name] for name in filled] for row in rows)])
     claims = []
-    if ratios := [ratio for count, ratio in small if ratio is not None and count >= 16]:
-        counts = [count for count, _ in small if count >= 16]
-        claims.append(
-            f"From {min(counts)} to {max(counts)} embeddings it is {min(ratios):.1f} to {max(ratios):.1f} times as fast as eager."
-        )
-    if missed:
+    if small:
+        counts, ratios = zip(*small, strict=True)
+        extremes = {"least": min(counts), "most": max(counts), "slowest": min(ratios), "fastest": max(ratios)}
+        claims.append(SMALL.format(**extremes))
+    if missed := [bar for bar in run.get("bars", []) if bar["met"] is False]:
         claims.append("Requirements that are not met: " + "; ".join(map(_bar, missed)) + ".")
-    return [*parts, *([_fill(" ".join(claims))] if claims else [])]
+    return [_fill(LOSS, columns=columns, backend=backend), table, *([_fill(" ".join(claims))] if claims else [])]
 
 
 def _statistics(run: dict[str, Any]) -> list[str]:
@@ -312,12 +328,13 @@ def _decoding(run: dict[str, Any]) -> list[str]:
     if not ratios:
         return []
     fast = f"{min(ratios):.1f}" + (f" to {max(ratios):.1f}" if len(ratios) > 1 else "")
-    return [_fill(f"Video files are decoded and resized {fast} times as fast as by a plain loop over PyAV in one thread.")]
+    return [_fill(DECODING, ratio=fast)]
 
 
 def _bars(run: dict[str, Any]) -> str:
     """List what is asked of a benchmark's figures, and whether they meet it."""
-    lines = [f"- {_bar(bar)}{'' if bar['met'] is None else ', met' if bar['met'] else ', missed'}" for bar in run["bars"]]
+    verdicts = {True: ", met", False: ", missed", None: ""}
+    lines = [f"- {_bar(bar)}{verdicts[bar['met']]}" for bar in run["bars"]]
     return "\n".join([f"Requirements of {run['benchmark']}:", "", *lines])
 
 
@@ -332,37 +349,38 @@ def _on_gpu(figures: Figures) -> bool:
 
 def _machine(on: dict[str, Any]) -> str:
     day = on["date"].split()[0]
-    return f"{on['device']}, torch {on['torch']}, {day}, revision {on['revision']}"
+    shared = ", while other work was running" if on["shared_machine"] else ""
+    return f"{on['device']}, torch {on['torch']}, {day}, revision {on['revision']}{shared}"
 
 
 def _of_seeds(found: dict[int, dict[str, Any]]) -> list[str]:
     """Write three-way accuracy by seed, and the means of the three measures where no seed is missing."""
-    cells = [measure(found[seed]["odd_one_out"]["three_way"]) if seed in found else "" for seed in SEEDS]
+    cells = [measure(_three_way(found[seed])) if seed in found else "" for seed in SEEDS]
     for name in ("three-way accuracy", "two-way accuracy", "RSA Spearman"):
         family, which = MEASURES[name]
-        complete = all(seed in found for seed in SEEDS)
-        cells.append(fraction(statistics.mean(found[seed][family][which]["value"] for seed in SEEDS)) if complete else "")
+        values = [found[seed][family][which]["value"] for seed in SEEDS if seed in found]
+        cells.append(fraction(statistics.mean(values)) if len(values) == len(SEEDS) else "")
     return cells
 
 
-def _clear(found: Mapping[Any, dict[str, Any]], family: str, which: str) -> tuple[int, int]:
-    """Count the runs whose difference from the frozen encoder excludes zero, and all runs."""
-    return sum(_excludes_zero(one["difference"][family][which]) for one in found.values()), len(found)
+def _three_way(found: dict[str, Any]) -> dict[str, Any]:
+    three_way: dict[str, Any] = found["odd_one_out"]["three_way"]
+    return three_way
 
 
-def _excludes_zero(difference: dict[str, Any]) -> bool:
-    interval = difference["ci95"]
+def _clear(found: dict[str, Any], family: str, which: str) -> bool:
+    """Say whether the interval of a difference from the frozen encoder excludes zero."""
+    interval = found["difference"][family][which]["ci95"]
     return interval is not None and (interval[0] > 0 or interval[1] < 0)
 
 
-def _gains(found: dict[tuple[str, int], dict[str, Any]]) -> str:
+def _gains(of_mode: Mapping[str, list[dict[str, Any]]]) -> str:
     """List the differences in Spearman's correlation that exclude zero, by mode."""
-    by_mode = {}
-    for mode in TEXT_MODES:
-        gains = [found[mode, seed]["difference"]["rsa"]["spearman"] for seed in SEEDS if (mode, seed) in found]
-        by_mode[mode] = [fraction(gain["value"], "+") for gain in gains if _excludes_zero(gain)]
-    listed = "; ".join(f"{mode} {', '.join(gains)}" for mode, gains in by_mode.items() if gains)
-    return f" ({listed})" if listed else ""
+    listed = []
+    for mode, found in of_mode.items():
+        clear = [one["difference"]["rsa"]["spearman"]["value"] for one in found if _clear(one, "rsa", "spearman")]
+        listed += [f"{mode} {', '.join(fraction(value, '+') for value in clear)}"] if clear else []
+    return f" ({'; '.join(listed)})" if listed else ""
 
 
 def _dimensions(cases: Iterable[dict[str, Any]], size: str) -> dict[str, Any]:
@@ -395,7 +413,8 @@ def _memory(ours: dict[str, Any], eager: dict[str, Any] | None) -> str:
     if "peak_bytes" not in ours:
         return ""
     own = f"{ours['peak_bytes'] / 2**20:,.1f}"
-    return f"{own} MiB" if eager is None or "peak_bytes" not in eager else f"{own} of {eager['peak_bytes'] / 2**20:,.1f} MiB"
+    of = f" of {eager['peak_bytes'] / 2**20:,.1f}" if eager is not None and "peak_bytes" in eager else ""
+    return f"{own}{of} MiB"
 
 
 def _ms(case: dict[str, Any] | None) -> str:
@@ -405,10 +424,10 @@ def _ms(case: dict[str, Any] | None) -> str:
     return f"{taken:,.0f} ms" if taken >= 100 else f"{taken:.3g} ms"
 
 
-def _share(part: int, whole: int) -> str:
-    if part == whole:
-        return f"all {whole}"
-    return f"none of the {whole}" if part == 0 else f"{part} of {whole}"
+def _share(part: int, of: Collection[Any]) -> str:
+    if part == len(of):
+        return f"all {part}"
+    return f"{part or 'none'} of the {len(of)}"
 
 
 def _between(values: Sequence[float], write: Any = "{:,}".format) -> str:
@@ -421,12 +440,9 @@ def _duration(seconds: float) -> str:
     return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60} s"
 
 
-def _words(number: int) -> str:
-    return {2: "Two", 3: "Three", 4: "Four", 5: "Five", 10: "Ten"}.get(number, str(number))
-
-
-def _fill(paragraph: str) -> str:
-    return textwrap.fill(paragraph, WIDTH, break_long_words=False, break_on_hyphens=False)
+def _fill(paragraph: str, **figures: Any) -> str:
+    filled = paragraph.format(**figures) if figures else paragraph
+    return textwrap.fill(filled, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

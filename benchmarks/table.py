@@ -1,6 +1,6 @@
-"""Turns the results of a device, its ``figures.json``, into tables: ``python -m benchmarks.table FOLDER`` writes a table
-in markdown and a plot beside them and, with ``--compact``, prints a table for a terminal. Without a folder it writes the
-results in README.md from the results that are committed (``benchmarks.readme``).
+"""Turns the results of a device, its ``figures.json``, into tables. ``python -m benchmarks.table FOLDER`` writes one in
+markdown and a plot beside them and, with ``--compact``, prints one for a terminal. Without a folder it writes the
+results in README.md from those that are committed (``benchmarks.readme``).
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ WORDS = ("size", "mode", "contender", "run", "step", "status", "reason")
 WIDTH = 120
 """Characters in a line of the compact table."""
 
+NAMES = 4
+"""How many cases that were not measured for the same reason the compact table names."""
+
 VERSIONS = ("torch", "triton", "cuda", "driver", "transformers", "peft", "flash-attn", "pykeops")
 
 MODES = 4
@@ -68,7 +71,9 @@ forward + backward, with `m` memsets and `c` copies. `outside us` is what a step
 `CPU ms` is the processor time of a step, all threads together."""
 
 
-def speedup(cases: Iterable[dict[str, Any]], case: dict[str, Any], baseline: str, *, graph: bool = False) -> float | None:
+def speedup(
+    cases: Iterable[dict[str, Any]], case: dict[str, Any], baseline: str, *, graph: bool = False
+) -> float | None:
     """Compute how many times faster a case is than the baseline's of the same size and mode.
 
     Args:
@@ -147,15 +152,15 @@ def markdown(figures: Mapping[str, Any], *, plot: str | None = None) -> str:
     lines += [section(run) for run in suites(figures)]
     if "training" in figures:
         lines += ["## training", "", _about(figures["training"]), "", *_table(_training(figures["training"])), ""]
-        lines += _listed(_left_out([case for case in _cases(figures["training"]) if case["status"] != "ok"]))
+        lines += _listed(_left_out(_without_result(figures["training"])), "Not measured:")
     if figures.get("steps"):
         lines += ["## steps", "", *_table(_steps(figures["steps"])), ""]
     return "\n".join(lines)
 
 
 def section(run: dict[str, Any]) -> str:
-    """Write one run as markdown: what is asked of it, a table for each mode, what was not measured and why, and what its
-    figures are.
+    """Write one run as markdown: what is asked of it, a table for each mode, what was not measured and why, and
+    definitions.
 
     Args:
         run: a benchmark's section of ``figures.json``.
@@ -177,29 +182,33 @@ def section(run: dict[str, Any]) -> str:
 
 
 def compact(figures: Mapping[str, Any]) -> str:
-    """Write the results of a device for a terminal of ``WIDTH`` characters: what matters of every case, what is asked of
-    the figures, what is missing and why, and the steps of the run that measured them.
+    """Write the results of a device for a terminal of ``WIDTH`` characters: what matters of every case, what is missing
+    and why, what is asked of the figures, and the steps of the run that measured them.
 
     Args:
         figures: the content of its ``figures.json``.
     """
-    lines = [_wrapped(line) for line in _device(figures)]
+    lines = _device(figures)
+    missing, verdicts = [], []
     for run in suites(figures):
-        lines += ["", _wrapped(f"{run['benchmark']}: {_about(run)}")]
-        lines += [_wrapped(f"  {verdict}") for verdict in _verdicts(run)]
-        lines += _aligned(_compact_rows(run))
-        lines += [_wrapped(f"  {reason}") for reason in _left_out([c for c in run["cases"] if "step_ms" not in c])]
+        lines += ["", f"{run['benchmark']}: {_about(run)}", *_aligned(_compact_rows(run))]
+        left_out = _left_out([case for case in run["cases"] if "step_ms" not in case], most=NAMES)
+        missing += [f"  {run['benchmark']}: {reason}" for reason in left_out]
+        verdicts += [f"  {run['benchmark']}: {verdict}" for verdict in _verdicts(run)]
     if "training" in figures:
         run = figures["training"]
-        lines += ["", _wrapped(f"training: {_about(run)}"), *_aligned(_training(run))]
-        lines += [_wrapped(f"  {reason}") for reason in _left_out([c for c in _cases(run) if c["status"] != "ok"])]
+        lines += ["", f"training: {_about(run)}", *_aligned(_training(run))]
+        missing += [f"  training: {reason}" for reason in _left_out(_without_result(run), most=NAMES)]
+    # what a terminal cuts off is the beginning: what there is to be known of the whole comes last
+    for title, some in (("not measured", missing), ("requirements", verdicts)):
+        lines += ["", title, *some] if some else []
     if figures.get("steps"):
         lines += ["", *_aligned(_steps(figures["steps"]))]
-    return "\n".join(lines)
+    return "\n".join(map(_wrapped, lines))
 
 
 def draw(figures: Mapping[str, Any], path: Path) -> bool:
-    """Plot the speedup over each benchmark's first baseline by size.
+    """Plot speedups by size, over the first baseline that a case was compared with.
 
     Args:
         figures: the content of ``figures.json``.
@@ -223,23 +232,28 @@ def draw(figures: Mapping[str, Any], path: Path) -> bool:
         shown = [case for case in measured if case["mode"] in modes]
         sizes = _in_order(_by_size(shown), "size")
         upright = max(map(len, sizes)) > LETTERS / len(sizes)
+        faster = {id(case): first for case in shown if (first := _first_ratio(run, case)) is not None}
         panels = part.subplots(1, len(modes), squeeze=False, sharey=True)[0]
         for mode, axes in zip(modes, panels, strict=True):
             for c, contender in enumerate(_in_order(shown, "contender")):
-                of_size = {case["size"]: case for case in shown if (case["contender"], case["mode"]) == (contender, mode)}
-                faster = {size: _first_speedup(run, case) for size, case in of_size.items()}
-                there = [size for size in sizes if faster.get(size) is not None]
-                places, heights = [sizes.index(size) for size in there], [faster[size] for size in there]
-                axes.plot(places, heights, color=f"C{c}", marker="o", markersize=4, label=contender)
+                line = [
+                    case
+                    for case in shown
+                    if (case["contender"], case["mode"]) == (contender, mode) and id(case) in faster
+                ]
+                line.sort(key=lambda case: sizes.index(case["size"]))
+                places, heights = [sizes.index(case["size"]) for case in line], [faster[id(case)][1] for case in line]
+                axes.plot(places, heights, color=f"C{c % 10}", marker="os^"[c // 10 % 3], markersize=4, label=contender)
             axes.set_title(mode, fontsize=10)
             axes.set_xticks(range(len(sizes)), sizes, rotation=90 if upright else 0, fontsize=8)
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
             axes.tick_params(axis="y", which="minor", labelsize=7)
-        panels[0].set_ylabel(f"times as fast as {run['baselines'][0]}")
+        panels[0].set_ylabel("speedup")
         panels[-1].legend(fontsize=7)
-        part.suptitle(run["benchmark"], fontsize=11)
+        baselines = " or ".join(dict.fromkeys(baseline for baseline, _ in faster.values()))
+        part.suptitle(f"{run['benchmark']}: speedup over {baselines}", fontsize=11)
     figure.savefig(path, dpi=110)
     return True
 
@@ -274,7 +288,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _device(figures: Mapping[str, Any]) -> list[str]:
     """Say what was measured on, and what that can do."""
-    environments = [each["environment"] for each in figures.values() if isinstance(each, dict) and "environment" in each]
+    environments = [
+        each["environment"] for each in figures.values() if isinstance(each, dict) and "environment" in each
+    ]
     if not environments:
         return []
     on = environments[-1]  # ceilings come first and need the fewest packages
@@ -285,7 +301,9 @@ def _device(figures: Mapping[str, Any]) -> list[str]:
     if (ceilings := figures.get("ceilings")) and "flops" in ceilings:
         rates = ", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in ceilings["flops"].items())
         size = ceilings["gemm_size"]
-        lines.append(f"Ceilings: copy {ceilings['bytes_per_second'] / 1e9:.4g} GB/s, products of {size} x {size} {rates}.")
+        lines.append(
+            f"Ceilings: copy {ceilings['bytes_per_second'] / 1e9:.4g} GB/s, products of {size} x {size} {rates}."
+        )
     return lines
 
 
@@ -297,22 +315,25 @@ def _about(run: dict[str, Any]) -> str:
     return line
 
 
-def _cases(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cases of a training run, each labelled by its name alone."""
-    return [{"size": case["name"], "mode": "", "contender": "", **case} for case in run["cases"]]
+def _without_result(training: dict[str, Any]) -> list[dict[str, Any]]:
+    return [case for case in training["cases"] if case["status"] != "ok"]
 
 
-def _left_out(cases: Sequence[dict[str, Any]]) -> list[str]:
-    return _grouped((case, f"{case['status']}: {case.get('reason', '')}") for case in cases)
+def _left_out(cases: Sequence[dict[str, Any]], most: int | None = None) -> list[str]:
+    return _grouped(((case, f"{case['status']}: {case.get('reason', '')}") for case in cases), most)
 
 
-def _grouped(cases: Iterable[tuple[dict[str, Any], str]]) -> list[str]:
-    """List the reasons, and after each the cases that share it."""
+def _grouped(cases: Iterable[tuple[dict[str, Any], str]], most: int | None = None) -> list[str]:
+    """List the reasons, and after each the cases that share it, the first ones where a most is given."""
     by_reason: dict[str, list[str]] = {}
     for case, reason in cases:
-        name = " ".join(word for word in (case["size"], case["mode"], case["contender"]) if word)
+        name = case["name"] if "name" in case else f"{case['size']} {case['mode']} {case['contender']}"
         by_reason.setdefault(" ".join(reason.split())[:200], []).append(name)
-    return [f"{reason}: {', '.join(names)}" for reason, names in by_reason.items()]
+    lines = []
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - most} more" if most is not None and len(names) > most else ""
+        lines.append(f"{reason}: {', '.join(names[:most])}{more}")
+    return lines
 
 
 def _verdicts(run: dict[str, Any], missed: str = "MISSED") -> list[str]:
@@ -329,13 +350,13 @@ def _verdicts(run: dict[str, Any], missed: str = "MISSED") -> list[str]:
 
 def _compact_rows(run: dict[str, Any]) -> list[list[str]]:
     """The rows of the compact table, the header first; the last baselines go where the line would be too long."""
-    measured = [case for mode in _in_order(run["cases"], "mode") for case in _by_size(run["cases"]) if case["mode"] == mode]
+    measured = [case for case in run["cases"] if "step_ms" in case]
+    ordered = [case for mode in _in_order(measured, "mode") for case in _by_size(measured) if case["mode"] == mode]
     rows = []
-    for case in measured:
-        if "step_ms" not in case:
-            continue
+    for case in ordered:
         cells = _cells(run, case)
-        ratios = {f"x {baseline}": _ratio(run, case, baseline) for baseline in run["baselines"]}
+        faster = {baseline: _ratio(run, case, baseline) for baseline in run["baselines"]}
+        ratios = {f"x {name}": "" if ratio is None else f"{ratio:.2f}" for name, ratio in faster.items()}
         head = {"size": case["size"], "mode": case["mode"], "contender": cells["contender"]}
         times = {"ms": cells["step ms"], "graph ms": cells["graph"]}
         last = {"of products": cells["of products"], "of floor": cells["of floor"], "MiB": cells["peak MiB"]}
@@ -409,17 +430,16 @@ def _cells(run: dict[str, Any], case: dict[str, Any]) -> dict[str, str]:
     return cells
 
 
-def _ratio(run: dict[str, Any], case: dict[str, Any], baseline: str) -> str:
-    """Write the speedup over a baseline: that of graphs where both have one."""
+def _ratio(run: dict[str, Any], case: dict[str, Any], baseline: str) -> float | None:
+    """Give the speedup over a baseline: that of graphs where both have one."""
     ratio = speedup(run["cases"], case, baseline, graph=True)
-    ratio = speedup(run["cases"], case, baseline) if ratio is None else ratio
-    return "" if ratio is None else f"{ratio:.2f}"
+    return speedup(run["cases"], case, baseline) if ratio is None else ratio
 
 
-def _first_speedup(run: dict[str, Any], case: dict[str, Any]) -> float | None:
-    """Give the speedup over the first of the baselines that the case was compared with."""
-    ratios = (_ratio(run, case, baseline) for baseline in run["baselines"])
-    return next((float(ratio) for ratio in ratios if ratio), None)
+def _first_ratio(run: dict[str, Any], case: dict[str, Any]) -> tuple[str, float] | None:
+    """Give the first of the baselines that the case was compared with, and the speedup over it."""
+    ratios = ((baseline, _ratio(run, case, baseline)) for baseline in run["baselines"])
+    return next(((baseline, ratio) for baseline, ratio in ratios if ratio is not None), None)
 
 
 def _time(case: dict[str, Any], name: str) -> str:
