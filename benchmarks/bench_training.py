@@ -144,8 +144,8 @@ def found_by(run: Run, target: Path) -> dict[str, Any]:
         the evaluation; of a training also ``items``, ``judgments``, ``clips`` by split, and ``folds``.
     """
     if run.kind == "analyses":
-        whole: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-        return whole
+        whole = json.loads(target.read_text(encoding="utf-8"))
+        return {name: whole[name] for name in ("odd_one_out", "rsa", "against", "reliability", "variance")}
     metrics = json.loads((target / "metrics.json").read_text(encoding="utf-8"))
     record = json.loads((target / "run.json").read_text(encoding="utf-8"))
     return {

@@ -366,12 +366,12 @@ def _compact_rows(run: dict[str, Any]) -> list[list[str]]:
     filled = [name for name in rows[0] if any(row[name] for row in rows)]
     if "of products" in filled and "of floor" in filled:
         filled.remove("of floor")
-    while len(_aligned([filled, *([row[name] for name in filled] for row in rows)])[0]) > WIDTH:
+    while True:
+        shown = [filled, *([row[name] for name in filled] for row in rows)]
         ratios = [name for name in filled if name.startswith("x ")]
-        if len(ratios) < 2:
-            break
+        if len(ratios) < 2 or max(map(len, _aligned(shown))) <= WIDTH:
+            return shown
         filled.remove(ratios[-1])
-    return [filled, *([row[name] for name in filled] for row in rows)]
 
 
 def _training(run: dict[str, Any]) -> list[list[str]]:
