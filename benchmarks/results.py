@@ -228,8 +228,8 @@ class Results:
 
 
 def _with_faster_rivals(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Add the ratios of another comparison: those that are missing, and those with a contender that was not there before
-    and is faster than the one that was."""
+    """Add the ratios of another comparison: those that are missing, and those with another contender that is faster than
+    the one compared with before."""
     kept = dict(known)
     for label, ratio in new.items():
         before = known.get(label)
