@@ -131,6 +131,16 @@ def test_who_takes_part_again_only_gains_a_comparison(made):
     assert first["faster_than"] == {"slow": {"median": 2.0}, "other": {"median": 3.0}}
 
 
+def test_the_fastest_of_several_baselines_counts_whenever_it_was_measured(made):
+    def ratio(median, name):
+        return measured(1.0, faster_than={"compile": {"median": median, "contender": name}})
+
+    made.record(what("a"), {"contenders": {"a": ratio(5.0, "default")}})
+    for median, name, kept in ((6.0, "other", 5.0), (4.0, "default", 5.0), (3.0, "other", 3.0)):
+        made.record(what("a", "b"), {"contenders": {"a": ratio(median, name), "b": measured(1.0)}})
+        assert made.content["cases"][0]["faster_than"]["compile"]["median"] == kept
+
+
 def test_all_take_part_with_one_that_they_are_compared_with(made):
     made.record(what("slow", "a"), {"contenders": {"slow": measured(9.0), "a": measured(1.0)}})
     assert asked(made, "slow", "a", "compile") == [["slow", "a", "compile"]]
