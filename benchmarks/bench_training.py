@@ -93,9 +93,8 @@ def runs(kinds: Iterable[str], data: Path) -> Iterator[Run]:
                     about = {"mode": mode, "seed": seed}
                     yield Run(f"text, {mode}, seed {seed}", kind, "bgs.train", chosen, about, data)
         else:
-            chosen = ("--backbone", "text", "--data", str(data), "--split", "all", "--against", "ratings")
-            chosen += ("--analyses", "reliability,variance")
-            yield Run("analyses", kind, "bgs.evaluate", chosen, {}, data)
+            asked = ("--split", "all", "--against", "ratings", "--analyses", "reliability,variance")
+            yield Run("analyses", kind, "bgs.evaluate", ("--backbone", "text", "--data", str(data), *asked), {}, data)
 
 
 def execute(run: Run, seconds: float) -> dict[str, Any]:

@@ -368,10 +368,10 @@ def _compact_rows(run: dict[str, Any]) -> list[list[str]]:
         filled.remove("of floor")
     while True:
         shown = [filled, *([row[name] for name in filled] for row in rows)]
-        ratios = [name for name in filled if name.startswith("x ")]
-        if len(ratios) < 2 or max(map(len, _aligned(shown))) <= WIDTH:
+        compared = [name for name in filled if name.startswith("x ")]
+        if len(compared) < 2 or max(map(len, _aligned(shown))) <= WIDTH:
             return shown
-        filled.remove(ratios[-1])
+        filled.remove(compared[-1])
 
 
 def _training(run: dict[str, Any]) -> list[list[str]]:
