@@ -228,8 +228,7 @@ class Results:
 
 
 def _with_faster_rivals(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Add the ratios of another comparison: those that are missing, and those with a contender other than before that is
-    faster."""
+    """Add the ratios of another comparison: those that are missing, and those with another contender that is faster."""
     kept = dict(known)
     for label, ratio in new.items():
         before = known.get(label)
