@@ -147,7 +147,7 @@ class Results:
             while names:
                 self._again = []
                 yield replace(job, what=job.what | {"contenders": names})
-                names = self._again
+                names = self._lacking(job.what | {"contenders": self._again})
 
     def record(self, what: dict[str, Any], outcome: dict[str, Any]) -> None:
         """Add what was measured, or why it was not."""
@@ -228,8 +228,7 @@ class Results:
 
 
 def _with_faster_rivals(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Add the ratios of another comparison: those that are missing, and those with another contender that is faster than
-    the one compared with before."""
+    """Add the ratios of another comparison: those that are missing, and those with another contender that is faster."""
     kept = dict(known)
     for label, ratio in new.items():
         before = known.get(label)

@@ -178,6 +178,14 @@ def test_those_that_another_brought_down_are_measured_again(made):
     assert "at" not in made.content["cases"][1]
 
 
+def test_those_that_have_their_figures_are_not_measured_again_for_one_that_failed(made):
+    made.record(what("slow", "a"), {"contenders": {"slow": measured(9.0), "a": measured(1.0)}})
+    jobs = made.remaining([runner.Job(what("slow", "a", "compile"), 1.0, "p")])
+    assert next(jobs).what["contenders"] == ["slow", "a", "compile"]
+    made.record(what("slow", "a", "compile"), FAILED | {"at": "compile"})
+    assert list(jobs) == []
+
+
 @pytest.mark.parametrize(
     ("other", "reason"),
     [({"device": "another"}, "device 'another', and this is 'a device'"), ({"torch": "1.0"}, "torch '1.0'")],
