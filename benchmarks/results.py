@@ -147,7 +147,7 @@ class Results:
             while names:
                 self._again = []
                 yield replace(job, what=job.what | {"contenders": names})
-                names = self._again
+                names = self._lacking(job.what | {"contenders": self._again})
 
     def record(self, what: dict[str, Any], outcome: dict[str, Any]) -> None:
         """Add what was measured, or why it was not."""
@@ -182,7 +182,7 @@ class Results:
         if known is not None and known["status"] in SETTLED:  # it took part again for the sake of another
             for key in RATIOS:
                 if key in known:
-                    known[key] = outcome.get(key, {}) | known[key]
+                    known[key] = _with_faster_rivals(known[key], outcome.get(key, {}))
             return
         case = {"size": what["size"], "mode": what["mode"], "contender": name, **self._about(what), **outcome}
         if "step_ms" in case:
@@ -225,6 +225,17 @@ class Results:
     def _compute_bars(self) -> None:
         if self._bars is not None:
             self.content["bars"] = self._bars(self.content["cases"])
+
+
+def _with_faster_rivals(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Add the ratios of another comparison: those that are missing, and those with another contender that is faster."""
+    kept = dict(known)
+    for label, ratio in new.items():
+        before = known.get(label)
+        another = before is not None and ratio.get("contender") != before.get("contender")
+        if before is None or (another and ratio["median"] < before["median"]):
+            kept[label] = ratio
+    return kept
 
 
 def rates(todo: dict[str, float], ceiling: str, case: dict[str, Any], ceilings: dict[str, Any]) -> dict[str, float]:

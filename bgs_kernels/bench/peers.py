@@ -163,11 +163,11 @@ def keops(
         moments = LazyTensor.cat((c, h, c * c, h * h, c * h), -1).sum(dim=1, dtype_acc="float64")
         # all pairs, both ways; the diagonal's cosines are 1
         mean_c, mean_h, cc, hh, ch = ((moments.double().sum(0) - count) / (count * (count - 1))).unbind()
-        r = (ch - mean_c * mean_h) / ((cc - mean_c**2) * (hh - mean_h**2)).sqrt()
+        r: torch.Tensor = (ch - mean_c * mean_h) / ((cc - mean_c**2) * (hh - mean_h**2)).sqrt()
         i, j, k = (near[triplets[:, place]] for place in range(3))
         cosines = torch.stack(((i * j).sum(1), (i * k).sum(1), (j * k).sum(1)), 1)
-        loss: torch.Tensor = -settings.alpha * (cosines / settings.temperature).log_softmax(1)[:, 0].mean()
-        return loss - settings.beta * r.float()
+        term = -(cosines / settings.temperature).log_softmax(1)[:, 0].mean()
+        return settings.alpha * term - settings.beta * r.float()
 
     return loss_of
 

@@ -1,10 +1,12 @@
-"""How a benchmark measures: time, CUDA graphs, kernel launches, memory, and what the device itself can do."""
+"""How a benchmark measures: time, CUDA graphs, kernel launches and memory; and what the device is and can do."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import gc
+import os
+import platform
 import statistics
 import time
 from collections import Counter
@@ -258,6 +260,24 @@ def _kilobytes(name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1])
     raise LookupError(name)
+
+
+def device_name(device: torch.device) -> str:
+    """Name the device: the GPU's model, or the CPU's with its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_model()}, {os.cpu_count()} cores"
+
+
+def cpu_model() -> str:
+    """Name the CPU."""
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def ceilings(device: torch.device) -> dict[str, Any]:
