@@ -158,7 +158,7 @@ def measure(
         whether the process had better end: a graph could not be captured.
     """
     times, failures = _in_turns({name: each.step for name, each in contenders.items()}, device, seconds)
-    outcomes.update({name: failed(error) for name, error in failures.items()})
+    outcomes.update({name: failed(raised) for name, raised in failures.items()})
     _add(outcomes, "step_ms", "faster_than", times, baselines)
     contenders = {name: contenders[name] for name in times}
     for name, each in contenders.items():
@@ -179,8 +179,8 @@ def measure(
             if not _answers(device):
                 return True
     times, failures = _in_turns(replays, device, seconds)
-    for name, error in failures.items():
-        outcomes[name]["no_graph"] = failed(error)["reason"]
+    for name, raised in failures.items():
+        outcomes[name]["no_graph"] = failed(raised)["reason"]
     _add(outcomes, "graph_ms", "graph_faster_than", times, baselines)
     return restart
 
