@@ -71,7 +71,7 @@ class Step:
 
     Args:
         name: what it is asked for by.
-        command: the arguments of Python; FIGURES and SECONDS in braces are filled in.
+        command: the arguments of Python; {FIGURES}, {SECONDS} and {IN_PARALLEL} are filled in.
         seconds: how long it may take; what earlier steps left over comes on top.
         on: the kinds of device that it is for.
         needs: what has to be prepared before it.
@@ -183,16 +183,14 @@ STEPS = (
         "backbones",
         "backbones",
         90,
-        "--sizes",
-        "V-JEPA 2-L block",
-        "TimeSformer-B 8 frames",
+        *("--sizes", "V-JEPA 2-L block", "TimeSformer-B 8 frames"),
         on=(CUDA,),
-        needs=(CSRC, WARM),
+        needs=(WARM,),
     ),
-    suite("backbones", "backbones", 60, on=(CPU,), needs=(CSRC,)),
+    suite("backbones", "backbones", 60, on=(CPU,)),
     suite("loss", "hybrid_loss", 90, needs=(CSRC, WARM)),
     suite("statistics", "statistics", 60, on=(CPU,), needs=(CSRC,)),
-    suite("decode", "decode", 60, on=(CPU,), needs=(CSRC,)),
+    suite("decode", "decode", 60, on=(CPU,)),
     tests(
         "sanitizer",
         60,
@@ -228,7 +226,7 @@ STEPS = (
         is_quiet=True,
     ),
     suite("lora-rest", "lora", 90, on=(CUDA,), needs=(WARM,)),
-    suite("backbones-rest", "backbones", 90, on=(CUDA,), needs=(CSRC, WARM)),
+    suite("backbones-rest", "backbones", 90, on=(CUDA,), needs=(WARM,)),
     suite("training", "training", 1800, needs=(CSRC,), is_asked_for=True),
 )
 """In the order of their value."""
@@ -411,7 +409,8 @@ class Run:
     def say(self, line: str) -> None:
         """Print a line, and keep it."""
         with self._printing:
-            print(line, flush=True)
+            with contextlib.suppress(BrokenPipeError):  # nobody watches
+                print(line, flush=True)
             self._log.write(line + "\n")
             self._log.flush()
 
