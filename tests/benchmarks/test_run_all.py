@@ -48,7 +48,7 @@ for size in ("one", "two"):
 
 
 def step(name, behaviour="", seconds=30.0, **others):
-    command = ("-c", SUITE, "{FIGURES}", name, behaviour)
+    command = ("-c", SUITE, "{FIGURES}", name, behaviour, "{SECONDS}")
     return Step(name, command, seconds, section=name, **others)
 
 
@@ -138,6 +138,7 @@ def test_a_benchmark_that_left_something_out_is_run_again(run, monkeypatch):
 def test_a_step_that_hangs_is_stopped(run, monkeypatch):
     monkeypatch.setattr(run_all, "LEAST", 0.1)
     monkeypatch.setattr(run_all, "GRACE", 0.5)
+    monkeypatch.setattr(run_all, "OVERTIME", 0.5)
     monkeypatch.setattr(run_all, "RESERVE", 10.0)
     begin = time.monotonic()
     status, printed = run(step("hung", "deaf", seconds=1.0), says("last", "1 passed, fine", needs=()), seconds=13.0)
