@@ -51,8 +51,8 @@ GRACE = 3.0
 """Seconds that a step has to end by itself after it was interrupted."""
 
 OVERTIME = 4.0
-"""Seconds that a benchmark, which keeps to its time by itself, may take longer before it is stopped; more where it takes
-long to begin."""
+"""Seconds that a benchmark, which keeps to its time by itself, may take longer before it is stopped; more where one
+begins slowly."""
 
 LEAST = 5.0
 """A step is not begun with fewer seconds left."""
