@@ -237,11 +237,33 @@ def automatic(op: str, request: Request) -> str:
     raise AssertionError(f"{op}: the reference serves every call")
 
 
+def prefers(op: str, backend: str, candidate: str, device: str, rows: int) -> bool:
+    """Say whether a backend comes first for a call that it is known to serve and not to pass over, and is there at all.
+
+    Args:
+        op: the op's name.
+        backend: the call's ``backend`` argument.
+        candidate: the backend in question.
+        device: the type of device.
+        rows: how many rows the first tensor has.
+
+    Raises:
+        ValueError: no backend has the name asked for.
+    """
+    name: str = _asked(op, backend)[0]
+    if name == "auto":
+        name = _order(op, device, rows)[0]
+    return name == candidate and why_not(op, candidate) is None
+
+
 def _preferred(op: str, request: Request) -> tuple[str, ...]:
     """Name every backend in the order in which "auto" considers them for a call."""
     first = next(iter(request.tensors.values()))
-    orders: tuple[tuple[int, tuple[str, ...]], ...] = _orders(op, first.device.type)
-    rows = first.shape[-2] if first.dim() > 1 else 0
+    return _order(op, first.device.type, first.shape[-2] if first.dim() > 1 else 0)
+
+
+def _order(op: str, device: str, rows: int) -> tuple[str, ...]:
+    orders: tuple[tuple[int, tuple[str, ...]], ...] = _orders(op, device)
     for least, order in orders:  # no generator: torch.compile of older versions cannot ask one for its next
         if rows >= least:
             return order

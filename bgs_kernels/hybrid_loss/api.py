@@ -11,18 +11,17 @@ import torch
 
 from bgs_kernels import dispatch
 from bgs_kernels.checks import check_choice, check_number, check_sets, per_set, readable
+from bgs_kernels.hybrid_loss import native
 from bgs_kernels.hybrid_loss.reference import HybridTerms
 from bgs_kernels.hybrid_loss.sharded import run_sharded
 from bgs_kernels.pairwise.reference import METRICS
 from bgs_kernels.rsa.api import check_pairs
+from bgs_kernels.rsa.reference import RSA_METHODS
 from bgs_kernels.triplet.api import REDUCTIONS, check_triplet_settings, check_triplets, reduce_sets
 from bgs_kernels.triplet.index import TripletIndex
 
 if TYPE_CHECKING:  # not every build of torch has it
     from torch.distributed import ProcessGroup
-
-RSA_METHODS = ("pearson", "cosine")
-"""The correlations that have a gradient."""
 
 
 @overload
@@ -170,6 +169,19 @@ def hybrid_loss(
         rsa=rsa,
         reduction=reduction,
     )
+    if (
+        target_embeddings is None
+        and weights is None
+        and triplet_weights is None
+        and triplet_targets is None
+        and lengths is None
+        and group is None
+        and not torch.compiler.is_compiling()
+    ):
+        held = (alpha, beta, triplet, temperature, margin, metric, target_metric, rsa)
+        plain = native.plain_call(embeddings, triplets, target, mask, backend, held, with_terms=return_terms)
+        if plain is not None:
+            return plain
 
     def check(embeddings: torch.Tensor) -> dict[str, torch.Tensor | None]:
         return check_batch(
