@@ -155,7 +155,7 @@ def compute_call(
     embeddings, triplets, _, target_embeddings = tensors[:4]
     assert embeddings is not None and triplets is not None and native.module is not None
     if embeddings.is_cuda:
-        return native_cuda.compute(*tensors, *settings, with_gradient)  # type: ignore[arg-type]
+        return native_cuda.compute(*tensors, *settings, with_gradient)  # type: ignore[arg-type, call-arg]
     shape = embeddings.shape
     of_sets = len(shape) == 3
     # the default device and dtype may be others
@@ -216,7 +216,7 @@ def _(embeddings, *others):  # type: ignore[no-untyped-def]
 
 
 def scale(upstream: torch.Tensor, gradient: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-    """Multiply the gradients of the losses (B, N, D) by that by the losses (B,), in the dtype of the embeddings; for one
+    """Multiply the gradients of the losses (B, N, D) by that by the losses (B,), in the embeddings' dtype; for one
     set (N, D) by ()."""
     return (gradient * _of_rows(upstream)).to(embeddings.dtype)
 
