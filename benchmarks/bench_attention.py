@@ -1,8 +1,8 @@
-"""How long attention of video tokens takes, forward and backward, with and without 3-D rotary embedding, in every
-kernel of PyTorch's, in flash-attn where it is installed, and here. Before anything is timed, results are held against
-the exact ones.
+"""How long attention of video tokens takes, forward and backward, with and without 3-D rotary embedding: written by
+hand, in every kernel of PyTorch's, in flash-attn where it is installed, and here. Before anything is timed, results are
+held against the exact ones.
 
-``python -m benchmarks.bench_attention --out FILE.json`` measures the shapes of the backbones; with ``--write``, or
+``python -m benchmarks.bench_attention --out figures.json`` measures the shapes of the backbones; with ``--write``, or
 later with ``--adopt FILE.json``, what "auto" chooses on this GPU is set to what was the fastest.
 """
 
@@ -22,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import bench_dispatch, command, environment, paired, runner, timing
-from benchmarks.paired import Contender, Unsupported
-from benchmarks.results import Results, bar, faster_than, rates
+from benchmarks import bench_dispatch, command, environment, runner
+from benchmarks.results import Figures, Results, bar, faster_than, rates
 from bgs_kernels import Rope, attention, available_backends, dispatch, rope_3d, rope_table
+from bgs_kernels.bench import paired, peers
+from bgs_kernels.bench.paired import Contender, Unsupported
 
 MODULE = "benchmarks.bench_attention"
 
@@ -97,7 +98,6 @@ SDPA = {
 }
 
 LIBRARIES = ("flash-attn", *SDPA)
-"""What queries and keys are turned for by PyTorch, where there is rotary embedding."""
 
 BASELINES = {"library": LIBRARIES, "eager": ("eager",)}
 
@@ -116,7 +116,8 @@ DEFINITIONS = {
     "graph_ms": "the same step as one replay of a CUDA graph: no time is lost between launches",
     "faster_than": "the same comparison's times of another contender over this one's, round by round; 'library' is the"
     " fastest of SDPA's kernels and flash-attn",
-    "eager": "the reference: PyTorch's matrix products and softmax",
+    "eager": "written by hand: two products and a softmax in float32, as in transformers' models",
+    "rope": "for eager and the libraries queries and keys are turned by PyTorch, with a table made beforehand",
     "auto": "the backend that is chosen where none is asked for, named under 'chosen'",
     "flops": "14 B H N^2 D: two products in the forward and five in the backward, the scores being recomputed",
     "bytes": "queries, keys, values read once in the forward and once in the backward, output written and read, its"
@@ -203,13 +204,14 @@ def contender(name: str, case: Case, problem: Problem) -> Contender:
 
 
 def _forward(name: str, rope: Rope | None) -> Forward:
-    if name not in LIBRARIES:
-        backend = "reference" if name == "eager" else name
-        return functools.partial(attention, rope=rope, backend=backend)
+    if name not in ("eager", *LIBRARIES):
+        return functools.partial(attention, rope=rope, backend=name)
 
-    def by_library(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def turned(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         if rope is not None:
             query, key = (rope_3d(rows, rope.cos, rope.sin, backend="reference") for rows in (query, key))
+        if name == "eager":
+            return peers.attention(query, key, value)
         if name == "flash-attn":
             from flash_attn import flash_attn_func
 
@@ -218,7 +220,7 @@ def _forward(name: str, rope: Rope | None) -> Forward:
         with _no_kernel_is_unsupported(), sdpa_kernel(SDPA[name]):
             return F.scaled_dot_product_attention(query, key, value)
 
-    return by_library
+    return turned
 
 
 @contextmanager
@@ -246,9 +248,11 @@ def _named(tensors: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
 
 
 @functools.lru_cache(maxsize=1)
-def _exact_and_eager(case: Case, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _exact_and_allowed(case: Case, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Compute the exact results, and the errors of the reference in the dtype of the case."""
     problem = make_problem(case, device)
-    return by_heads(problem, torch.float64), by_heads(problem, problem.gradient.dtype)
+    exact = by_heads(problem, torch.float64)
+    return exact, paired.errors(by_heads(problem, problem.gradient.dtype), exact)
 
 
 def by_heads(problem: Problem, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -272,30 +276,29 @@ def measure(what: dict[str, Any]) -> dict[str, Any]:
     """Measure one case, as ``runner.run`` asks for it.
 
     Args:
-        what: ``kind`` ("ceilings", "time" or "launches"), ``device`` and, unless it is "ceilings", ``case``, the
-            fields of a ``Case``, ``contenders`` and ``seconds``, about how long one of them is timed.
+        what: ``kind`` ("time" or "launches"), ``device``, ``case``, the fields of a ``Case``, ``contenders`` and
+            ``seconds``, about how long one of them is timed.
 
     Returns:
-        for "ceilings" those of ``timing.ceilings``; else see ``paired.compare``.
+        see ``paired.compare``.
     """
     device = torch.device(what["device"])
-    if what["kind"] == "ceilings":
-        return timing.ceilings(device)
     case = Case(**what["case"])
     torch.set_float32_matmul_precision(DTYPES[case.dtype][1])
     problem = make_problem(case, device)
     builders = {name: functools.partial(contender, name, case, problem) for name in what["contenders"]}
     if what["kind"] == "launches":
         return paired.counted(builders)
-    exact, eager = _exact_and_eager(case, device)
+    exact, allowed = _exact_and_allowed(case, device)
     return paired.compare(
         builders,
         exact=exact,
-        eager=eager,
+        allowed=allowed,
         ours=("triton", "auto"),
         baselines=BASELINES,
         device=device,
         seconds=what["seconds"],
+        begin=runner.begin,
     )
 
 
@@ -353,7 +356,6 @@ def fastest(cases: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
 
 def jobs(device: torch.device, names: tuple[str, ...], sizes: tuple[str, ...], seconds: float) -> Iterator[runner.Job]:
     """List what to measure, the most important first."""
-    yield runner.Job({"kind": "ceilings", "device": str(device)}, 60.0, "times")
     every = [(dtype, rope) for dtype in DTYPES for rope in ROPES]
     if device.type != "cuda":  # which has no TF32
         every = [each for each in every if each[0] in ("float32 highest", "bfloat16")]
@@ -390,22 +392,21 @@ def _rates(entry: dict[str, Any], ceilings: dict[str, Any]) -> dict[str, float]:
     return rates(work(case), DTYPES[case.dtype][2], entry, ceilings)
 
 
-def new_results(path: Path, device: torch.device) -> Results:
-    """Begin the JSON file of a run."""
+def new_results(figures: Figures) -> Results:
+    """Begin or continue the run in a results file."""
     return Results(
-        path,
-        device,
+        figures,
         benchmark="attention",
         definitions=DEFINITIONS,
         baselines=BASELINES,
         about=_about,
         rates=_rates,
-        bars=bars if device.type == "cuda" else None,
+        bars=bars if figures.device.type == "cuda" else None,
     )
 
 
 def adopt(content: dict[str, Any]) -> None:
-    """Let "auto" choose what was the fastest in a run, on the GPU that it ran on.
+    """Let "auto" choose what was the fastest in a run of this benchmark, on the GPU that it ran on.
 
     Raises:
         ValueError: it ran on a CPU, where "auto" does not go by measurements.
@@ -425,17 +426,17 @@ def adopt(content: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; the exit status is 1 when a result was wrong, however the rest went."""
     device = environment.default_device()
-    parser = command.parser(MODULE, __doc__, sizes=SIZES, contenders=contenders(device))
+    parser = command.parser(MODULE, __doc__, device=device, sizes=SIZES, contenders=contenders(device), required=False)
     parser.add_argument("--write", action="store_true", help='let "auto" choose what was the fastest')
-    parser.add_argument("--adopt", type=Path, help="the same from an earlier run's file; nothing is measured")
+    parser.add_argument("--adopt", type=Path, help="the same from another results file; nothing is measured")
     given = parser.parse_args(arguments)
     if given.adopt is not None:
-        adopt(json.loads(given.adopt.read_text(encoding="utf-8")))
+        adopt(json.loads(given.adopt.read_text(encoding="utf-8"))["attention"])
         return 0
     if given.out is None:
         parser.error("--out: needed unless --adopt is given")
     sizes, seconds = command.chosen(given, ON_CUDA if device.type == "cuda" else ON_CPU, quick=3)
-    results = new_results(given.out, device)
+    results = new_results(given.out)
     todo = jobs(device, tuple(given.contenders), sizes, seconds)
     status = command.run(results, todo, module=MODULE, seconds=given.seconds)
     if given.write and status == 0:

@@ -2,7 +2,7 @@
 and inference, as transformers and peft run them, compiled by torch, and accelerated here. The backbones are of full
 size with random weights; before anything is timed, embeddings and gradients are held against those of float64.
 
-``python -m benchmarks.bench_backbones --out FILE.json`` measures those that fit the device.
+``python -m benchmarks.bench_backbones --out figures.json`` measures those that fit the device.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,11 +23,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import bgs_kernels
-from benchmarks import command, environment, paired, runner, timing
-from benchmarks.paired import Contender, Unsupported
-from benchmarks.results import Results, bar, faster_than
+from benchmarks import command, environment, runner
+from benchmarks.results import Figures, Results, bar, faster_than
 from bgs.models.backbone import Backbone, load_backbone
 from bgs.models.lora import LoraSettings, apply_lora
+from bgs_kernels.bench import paired
+from bgs_kernels.bench.paired import Contender, Unsupported
 
 MODULE = "benchmarks.bench_backbones"
 
@@ -89,7 +89,7 @@ LORA = LoraSettings(rank=8, alpha=16.0, dropout=0.1)
 SECONDS_OF_COMMAND = 8
 """How many times longer than a single projection a whole backbone is timed: its steps are longer."""
 
-BASELINES = ("plain", "compile")
+BASELINES = {name: (name,) for name in ("plain", "compile")}
 
 BLOCK, STEP, MEMORY = 1.5, 2.0, 1.0
 """What is asked of V-JEPA 2-L's block and of TimeSformer-B's training step, times faster than transformers and peft,
@@ -218,7 +218,7 @@ def views(size: str, device: torch.device) -> Views:
 
 
 @functools.lru_cache(maxsize=1)
-def _exact_and_eager(size: str, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _exact_and_plain(size: str, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     made = views(size, device)
     return made.exact(), made.results(made.view("plain").eval(), autocast=device.type == "cuda")
 
@@ -240,7 +240,7 @@ def contender(name: str, size: str, kind: str, device: torch.device) -> Contende
     made = views(size, device)
     model = made.view(name)
     autocast = device.type == "cuda"
-    parts = ("embedding",) if kind == "inference" else tuple(_exact_and_eager(size, device)[0])
+    parts = ("embedding",) if kind == "inference" else tuple(_exact_and_plain(size, device)[0])
     warned: list[str] = []
     about = {"fused": made.fused, "warnings": warned} if name == "accelerated" else {}
 
@@ -268,31 +268,30 @@ def measure(what: dict[str, Any]) -> dict[str, Any]:
     """Measure one case, as ``runner.run`` asks for it.
 
     Args:
-        what: ``kind`` ("ceilings", "time" or "launches"), ``device`` and, unless it is "ceilings", ``size``, ``pass``
-            (one of ``PASSES``), ``contenders`` and ``seconds``, about how long one of them is timed.
+        what: ``kind`` ("time" or "launches"), ``device``, ``size``, ``pass`` (one of ``PASSES``), ``contenders`` and
+            ``seconds``, about how long one of them is timed.
 
     Returns:
-        for "ceilings" those of ``timing.ceilings``; else see ``paired.compare``.
+        see ``paired.compare``.
     """
     device = torch.device(what["device"])
-    if what["kind"] == "ceilings":
-        return timing.ceilings(device)
     size, kind = what["size"], what["pass"]
     builders = {name: functools.partial(contender, name, size, kind, device) for name in what["contenders"]}
     if what["kind"] == "launches":
         return paired.counted(builders)
-    exact, eager = _exact_and_eager(size, device)
+    exact, plain = _exact_and_plain(size, device)
     if kind == "inference":
         exact = {"embedding": exact["embedding"]}
     found = paired.compare(
         builders,
         exact=exact,
-        eager={part: eager[part] for part in exact},
+        allowed=paired.errors(plain, exact),
         ours=("accelerated",),
-        baselines={name: (name,) for name in BASELINES},
+        baselines=BASELINES,
         device=device,
         seconds=what["seconds"],
         graphs=False,
+        begin=runner.begin,
     )
     flops = _flops(size, kind == "inference", device)
     for outcome in found["contenders"].values():
@@ -335,16 +334,15 @@ def bars(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def jobs(device: torch.device, names: tuple[str, ...], sizes: tuple[str, ...], seconds: float) -> Iterator[runner.Job]:
     """List what to measure, the most important first."""
-    yield runner.Job({"kind": "ceilings", "device": str(device)}, 60.0, "times")
-    eager = [name for name in names if name != "compile"]
+    uncompiled = [name for name in names if name != "compile"]
     for size in sizes:  # all that is done with a backbone comes together: it is built once
         for kind in PASSES:
             if not SIZES[size].block or kind != "checkpointed step":
-                yield _job("time", device, size, kind, eager, seconds)
+                yield _job("time", device, size, kind, uncompiled, seconds)
     yield from _compiled(device, names, [size for size in sizes if size in COMPILED], seconds)
     for size in sizes:
         if device.type == "cuda":
-            yield _job("launches", device, size, "training step", eager, seconds)
+            yield _job("launches", device, size, "training step", uncompiled, seconds)
     yield from _compiled(device, names, [size for size in sizes if size not in COMPILED], seconds)
 
 
@@ -386,17 +384,16 @@ def _rates(entry: dict[str, Any], ceilings: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def new_results(path: Path, device: torch.device) -> Results:
-    """Begin the JSON file of a run."""
+def new_results(figures: Figures) -> Results:
+    """Begin or continue the run in a results file."""
     return Results(
-        path,
-        device,
+        figures,
         benchmark="backbones",
         definitions=DEFINITIONS,
         baselines=BASELINES,
         about=_about,
         rates=_rates,
-        bars=bars if device.type == "cuda" else None,
+        bars=bars if figures.device.type == "cuda" else None,
         settings={"rank": LORA.rank, "alpha": LORA.alpha, "dropout": LORA.dropout},
     )
 
@@ -404,12 +401,10 @@ def new_results(path: Path, device: torch.device) -> Results:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; the exit status is 1 when a result was wrong, however the rest went."""
     device = environment.default_device()
-    parser = command.parser(MODULE, __doc__, sizes=SIZES, contenders=contenders())
+    parser = command.parser(MODULE, __doc__, device=device, sizes=SIZES, contenders=contenders())
     given = parser.parse_args(arguments)
-    if given.out is None:
-        parser.error("--out: needed")
     sizes, seconds = command.chosen(given, ON_CUDA if device.type == "cuda" else ON_CPU, quick=2)
-    results = new_results(given.out, device)
+    results = new_results(given.out)
     todo = jobs(device, tuple(given.contenders), sizes, SECONDS_OF_COMMAND * seconds)
     return command.run(results, todo, module=MODULE, seconds=given.seconds)
 

@@ -1,7 +1,7 @@
 """How fast video files become a model's input, beside a plain loop over PyAV in one thread. Before anything is timed,
 both have to give the same pixels.
 
-``python -m benchmarks.bench_decode --out FILE.json`` measures every case.
+``python -m benchmarks.bench_decode --out figures.json`` measures every case.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import command, results, runner, table, timing
+from benchmarks import command, results, runner
 from bgs.data.clips import ClipSet
 from bgs.data.preprocess import Preprocess
+from bgs_kernels.bench import paired, timing
 
 CLIPS = 16
 """Files in a folder; a step decodes all of them."""
@@ -47,6 +48,8 @@ PLAIN = "PyAV, 1 thread"
 ONE = "bgs, 1 thread"
 ALL = "bgs"
 CONTENDERS = (PLAIN, ONE, ALL)
+
+BASELINES = {PLAIN: (PLAIN,)}
 
 REQUIRED = 1.7
 """Times as fast as the plain loop, on two cores or more."""
@@ -166,6 +169,7 @@ def measure(what: dict[str, Any]) -> dict[str, Any]:
     times = timing.interleaved(right, device=DEVICE, seconds=what["seconds"])
     for name, own in times.items():
         outcomes[name]["step_ms"] = timing.summary(own)
+        outcomes[name]["faster_than"] = paired.ratios(times, name, BASELINES)
         outcomes[name]["cpu_ms"] = timing.summary(spent[name][-len(own) :])  # the first ones warmed up
     return {"contenders": outcomes}
 
@@ -192,26 +196,23 @@ def jobs(sizes: Sequence[str], contenders: Sequence[str], seconds: float) -> Ite
 def bars(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Say whether the requirement is met by every case that was measured."""
     found = [
-        ratio for case in cases if case["contender"] == ALL and (ratio := table.speedup(cases, case, PLAIN)) is not None
+        ratio for case in cases if case["contender"] == ALL and (ratio := results.faster_than(case, PLAIN)) is not None
     ]
-    worst = min(found) if found else None
+    worst = min(found, default=None)
     return [results.bar(f"times as fast as {PLAIN!r} in the slowest case", worst, least=REQUIRED, over=len(found))]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; the exit status is 1 when pixels were wrong, however the rest went."""
-    parser = command.parser("benchmarks.bench_decode", __doc__, sizes=FOLDERS, contenders=CONTENDERS)
+    parser = command.parser("benchmarks.bench_decode", __doc__, device=DEVICE, sizes=FOLDERS, contenders=CONTENDERS)
     given = parser.parse_args(arguments)
-    if given.out is None:
-        parser.error("--out is needed")
     sizes, _ = command.chosen(given, tuple(FOLDERS), 1)
     torch.set_num_threads(1)  # as where it is measured
     written = results.Results(
         given.out,
-        DEVICE,
         benchmark="decode",
         definitions=DEFINITIONS,
-        baselines=[PLAIN],
+        baselines=BASELINES,
         about=lambda what: {"dimensions": {"rows": CLIPS}},
         rates=lambda case, ceilings: {"clips_per_second": 1e3 * CLIPS / case["step_ms"]["median_ms"]},
         bars=bars,
@@ -219,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     each = given.seconds / (2 * len(sizes) * len(RESAMPLERS))  # as much again for the clips, and for being slow
     wanted = jobs(sizes, given.contenders, min(MOST_SECONDS, each))
-    return command.run(written, wanted, module="benchmarks.bench_decode", seconds=given.seconds)
+    return command.run(written, wanted, module="benchmarks.bench_decode", seconds=given.seconds, with_ceilings=False)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import environment, timing
-from benchmarks.bench_hybrid_loss import draw_triplets
+from benchmarks import environment
 from bgs_kernels import available_backends, dispatch, hybrid_loss, pairwise_distance, rsa_correlation, triplet_loss
+from bgs_kernels.bench import timing
+from bgs_kernels.bench.problem import draw_triplets
 
 logger = logging.getLogger(__name__)
 

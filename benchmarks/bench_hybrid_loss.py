@@ -1,33 +1,32 @@
-"""How long ``hybrid_loss`` takes, forward and backward, on every backend that can run here, beside eager PyTorch,
-``torch.compile`` and KeOps. Before anything is timed its loss and gradient are held against the exact ones.
+"""How long ``hybrid_loss`` takes, forward and backward, on every backend that can run here, beside what a user would
+write by hand, compiled or not, and KeOps (``bgs_kernels.bench.peers``). All contenders of a size take turns in one
+process, after their loss and gradient were held against the exact ones.
 
-``python -m benchmarks.bench_hybrid_loss --out FILE.json`` measures all sizes that fit the device; pytest-benchmark runs
-the small ones.
+``python -m benchmarks.bench_hybrid_loss --out figures.json`` measures all sizes that fit the device; pytest-benchmark
+runs the first ones.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import logging
-import os
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import bgs_kernels
-from benchmarks import command, environment, oracle, runner, timing
-from benchmarks.paired import Unsupported
-from benchmarks.results import Results, rates
-from bgs_kernels import available_backends, hybrid_loss, pairwise_distance
+from benchmarks import command, environment, runner
+from benchmarks.results import Figures, Results, bar, faster_than, rates
+from bgs_kernels import hybrid_loss, native
+from bgs_kernels.bench import oracle, paired, problem
+from bgs_kernels.bench.peers import Settings
+from bgs_kernels.bench.problem import COMPILED, PRODUCTS, Problem
 
-logger = logging.getLogger(__name__)
+MODULE = "benchmarks.bench_hybrid_loss"
 
 
 @dataclass(frozen=True)
@@ -48,363 +47,200 @@ class Size:
 
 SIZES = {
     "published": Size(250, 128, 24_096),
-    "1k": Size(1_000, 768, 50_000),
+    "16k": Size(16_000, 1_024, 100_000),
     "1k-narrow": Size(1_000, 128, 50_000),
     "4k": Size(4_096, 768, 100_000),
-    "16k": Size(16_000, 1_024, 100_000),
-    "20k": Size(20_000, 512, 200_000, 512),
     "65k": Size(65_536, 1_024, 1_000_000, 512),
+    "4 rows": Size(4, 4, 2),
+    "16 rows": Size(16, 128, 320),
+    "32 rows": Size(32, 128, 640),
+    "64 rows": Size(64, 128, 1_280),
+    "128 rows": Size(128, 128, 2_560),
+    "1k": Size(1_000, 768, 50_000),
+    "20k": Size(20_000, 512, 200_000, 512),
 }
-"""The first is the size of the published judgments."""
+"""The most important first: that of the published judgments. In 4 rows there is next to nothing to compute."""
 
-SMALL = ("published", "1k")
-"""What a quick run measures."""
+SMALL = tuple(name for name in SIZES if name.endswith(" rows"))
 
-ON_CUDA = ("published", "1k", "4k", "16k", "65k")
-ON_CPU = ("published", "1k-narrow", "4k")
-
-BY_IMPORTANCE = ("published", "16k", "65k", "4k", "1k", "1k-narrow", "20k")
+ON_CUDA = ("published", "16k", "65k", "4k", "1k-narrow", *SMALL, "1k")
+ON_CPU = ("published", "1k-narrow", "4k", *SMALL)
 
 MODES = {
     "bfloat16": (torch.bfloat16, "high"),
     "float32 highest": (torch.float32, "highest"),
     "float32 high": (torch.float32, "high"),
 }
-"""Dtype of the embeddings and ``torch.get_float32_matmul_precision()``. bfloat16 is measured under "high" because eager
-PyTorch computes the loss in float32, which is faster there."""
+"""Dtype of the embeddings and ``torch.get_float32_matmul_precision()``, which TF32 goes by. bfloat16 is measured under
+"high" because eager PyTorch may compute the loss in float32, which is faster there."""
 
-SETTINGS: dict[str, Any] = {"alpha": 0.7, "beta": 0.3, "temperature": 0.2}
+MODES_ON_CPU = ("float32 highest", "bfloat16")
+"""A CPU has no TF32."""
 
-LATENT = 16
-"""The dimensions that embeddings and targets share, so that they correlate, as trained ones do."""
-
-UNOBSERVED = 0.05
-"""The share of the pairs of a dense target that nobody judged."""
-
-SMALL_ERROR = {"loss": 1e-5, "gradient": 1e-5}
-"""What is added to twice the eager error: how far float32 sums of 10^5 terms go astray in another order."""
+SETTINGS = Settings(temperature=0.2)
 
 ERROR_WITHOUT_EAGER = {
-    "bfloat16": {"loss": 1e-3, "gradient": 1e-2},
-    "float32 highest": {"loss": 1e-5, "gradient": 1e-4},
-    "float32 high": {"loss": 1e-3, "gradient": 1e-2},
+    "float32 highest": {"loss": 1e-5, "gradient": 5e-5},
+    "float32 high": {"loss": 1e-3, "gradient": 5e-3},
+    "bfloat16": {"loss": 1e-3, "gradient": 5e-3},
 }
-"""The bounds where eager PyTorch does not fit, and its own: a few roundings of bfloat16 (2^-8) or TF32 (2^-11)."""
+"""What stands for the error of eager PyTorch where it does not fit: a few roundings of bfloat16 (2^-8) or TF32
+(2^-11)."""
 
-EAGER_MATRICES = 8.5
-"""The peak memory of a step of the eager reference, in float32 N x N matrices, as measured on a CPU at N = 4,000."""
+ROUNDING = 5e-6
+"""What is added to the error of eager PyTorch: how far float32 sums of 10^5 terms go astray in another order."""
 
-COMPILED_MATRICES = 4.0
-"""A lower bound of the same for the compiled reference: distances, targets, weights and the gradient's coefficients."""
-
-SECONDS_A_JOB = {
-    "reference": 90.0,
-    "triton": 60.0,
-    "native": 40.0,
-    "compile": 120.0,
-    "compile-max": 180.0,
-    "keops": 120.0,
+BASELINES = {
+    "eager": ("eager", "eager in half"),
+    "eager tuned": ("eager tuned",),
+    "compile": tuple(COMPILED),
+    PRODUCTS: (PRODUCTS,),
+    "NaN target": ("native",),
+    "index": ("native index",),
 }
+
+COLUMNS = ("eager", "eager tuned", "compile")
+
+SECONDS, SECONDS_ON_CUDA, QUICK_SECONDS = 0.3, 0.1, 0.05
+"""How long a contender is timed, in one form of a step."""
+
+SECONDS_A_JOB, SECONDS_TO_COMPILE, SECONDS_OF_LARGE = 90.0, 120.0, 300.0
+
+OVERHEAD_CALLS = 500
 
 DEFINITIONS = {
-    "forward_ms": "loss of embeddings that require a gradient, started on an idle device with cold caches",
-    "backward_ms": "gradient of that loss",
-    "step_ms": "loss and gradient",
-    "graph_ms": "the same step as one replay of a CUDA graph: no time is lost between launches",
+    "step_ms": "loss and gradient, started on an idle device with cold caches",
+    "graph_ms": "the same step as one replay of a CUDA graph: no time is lost between launches; a compiled step that"
+    " has graphs of its own is replayed by them",
+    "faster_than": "the same comparison's times of another contender over this one's, round by round; 'eager' is the"
+    " faster of 'eager' and 'eager in half', 'compile' the fastest of the three modes",
+    "eager": "written by hand: normalise, one product, gather the triplets, cross-entropy, and a correlation over flat"
+    " indices of the observed pairs that were made beforehand; in float32",
+    "eager in half": "the same with the product in half precision",
+    "eager tuned": "the same after an hour with the profiler: indices of the triplets' pairs made beforehand as well,"
+    " index_select, logsumexp",
+    "compile": "torch.compile of eager, in half precision of eager in half",
+    "keops": "the correlation by KeOps, the triplets gathered in PyTorch",
+    "products": "the two full matrix products of a step alone, a limit for what does not use symmetry",
+    "native, triton": "this package's backends: plain tensors of triplets and a target with NaN where unobserved;"
+    " 'mask' the same with mask=, 'index' with a TripletIndex",
+    "of_products": "the time over that of the two products in the same turns",
+    "outside_us": "what a step takes beside the compiled function, in microseconds: Python, checks, autograd",
     "flops": "useful operations: forward N(N-1)D + N(N-1)E, that is 2D (2E) for each of the N(N-1)/2 pairs; backward"
     " the same again, distances being recomputed, and 2N(N-1)D for the gradient",
     "bytes": "each input read once in the forward and once in the backward, the gradient written once; of a dense"
     " target its upper triangle",
-    "floor_ms": "the larger of flops and bytes over the ceilings measured in this run",
+    "floor_ms": "the larger of flops and bytes over the measured ceilings",
     "peak_bytes": "most memory allocated during a step beyond its inputs, the gradient included; on a CPU most memory"
     " that the process came to occupy",
-    "error": "absolute for the loss, relative norm for the gradient, against the exact value of the same inputs",
+    "error": "relative norm, against the exact value of the same inputs",
 }
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What one loss is computed from."""
-
-    embeddings: torch.Tensor
-    triplets: torch.Tensor
-    target: torch.Tensor | None
-    target_embeddings: torch.Tensor | None
-
-
-def make_inputs(size: Size, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Draw embeddings, judgments and a target geometry that correlates with that of the embeddings.
-
-    Args:
-        size: how much of it.
-        dtype: of the embeddings, and of target embeddings; a dense target is float32.
-        device: where.
-
-    Returns:
-        the same values every time on one kind of device.
-    """
-    draw = torch.Generator(device).manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=draw, device=device)
-
-    latent = normal(size.rows, LATENT)
-    embeddings = latent @ normal(LATENT, size.columns) / 4 + normal(size.rows, size.columns)
-    columns = size.target_columns or 2 * LATENT
-    aim = latent @ normal(LATENT, columns) / 4 + normal(size.rows, columns)
-    target = target_embeddings = None
-    if size.target_columns:
-        target_embeddings = aim.to(dtype)
-    else:
-        target = pairwise_distance(aim, backend="reference")
-        target[torch.rand(target.shape, generator=draw, device=device) < UNOBSERVED] = float("nan")
-    triplets = draw_triplets(size.triplets, size.rows, draw)
-    return Inputs(embeddings.to(dtype), triplets, target, target_embeddings)
-
-
-def draw_triplets(count: int, rows: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw (count, 3) triplets of three different rows."""
-    device = generator.device
-    first, step, third = (
-        torch.randint(0, rows - place, (count,), generator=generator, device=device) for place in range(3)
+@functools.lru_cache(maxsize=1)
+def _problem(size: str, mode: str, device: torch.device) -> Problem:
+    about = SIZES[size]
+    return problem.draw(
+        about.rows,
+        about.columns,
+        about.triplets,
+        about.target_columns,
+        dtype=MODES[mode][0],
+        device=device,
+        settings=SETTINGS,
     )
-    second = (first + 1 + step) % rows
-    low, high = torch.minimum(first, second), torch.maximum(first, second)
-    third = third + (third >= low)
-    third = third + (third >= high)
-    return torch.stack((first, second, third), dim=-1)
-
-
-def contenders(device: torch.device) -> tuple[str, ...]:
-    """Name what can be measured on a device, the most important first.
-
-    Triton's interpreter is no backend to be measured: on a CPU the Triton backend is left out.
-    """
-    backends = [name for name in available_backends("hybrid_loss") if name != "reference"]
-    if device.type != "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
-        backends = [name for name in backends if name != "triton"]
-    fresh = [f"{name}-fresh" for name in backends if name == "triton" and hasattr(bgs_kernels, "TripletIndex")]
-    return ("reference", *backends, *fresh, "compile", "compile-max", "keops")
-
-
-def contender(name: str, inputs: Inputs) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Build what computes the loss of embeddings.
-
-    Args:
-        name: "reference" (eager PyTorch) or another backend of ``hybrid_loss``; "triton-fresh" (the judgments are new
-            in every step; under "triton" they are indexed once); "compile" and "compile-max" (``torch.compile`` of the
-            reference with the default settings and with max-autotune); or "keops" (the correlation alone is KeOps's,
-            the triplets are gathered in PyTorch).
-        inputs: all but the embeddings.
-
-    Raises:
-        Unsupported: it does not take these.
-    """
-    if name == "keops":
-        return _keops(inputs)
-    if name in ("compile", "compile-max"):
-        torch._dynamo.reset()
-        # without Inductor's own CUDA graphs: every contender's step is captured in one here
-        mode = "default" if name == "compile" else "max-autotune-no-cudagraphs"
-        return torch.compile(_backend("reference", inputs, inputs.triplets), dynamic=False, mode=mode)
-    backend = name.removesuffix("-fresh")
-    triplets: Any = inputs.triplets
-    if backend == "triton" and backend == name and hasattr(bgs_kernels, "TripletIndex"):
-        triplets = bgs_kernels.TripletIndex(inputs.triplets, len(inputs.embeddings))
-    return _backend(backend, inputs, triplets)
-
-
-def _backend(backend: str, inputs: Inputs, triplets: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    def loss(x: torch.Tensor) -> torch.Tensor:
-        return hybrid_loss(
-            x, triplets, inputs.target, target_embeddings=inputs.target_embeddings, **SETTINGS, backend=backend
-        )
-
-    return loss
-
-
-def _keops(inputs: Inputs) -> Callable[[torch.Tensor], torch.Tensor]:
-    if inputs.target_embeddings is None:
-        raise Unsupported("KeOps has no variables of N x N: a dense target cannot be given to it")
-    try:
-        from pykeops.torch import LazyTensor
-    except ImportError as error:
-        raise Unsupported(f"import failed: {error}") from error
-    normalize = torch.nn.functional.normalize
-    far = normalize(inputs.target_embeddings.float(), dim=-1)
-    h = LazyTensor(far.unsqueeze(1)) | LazyTensor(far.unsqueeze(0))
-    count = len(far)
-
-    def loss(x: torch.Tensor) -> torch.Tensor:
-        near = normalize(x.float(), dim=-1)
-        c = LazyTensor(near.unsqueeze(1)) | LazyTensor(near.unsqueeze(0))
-        moments = LazyTensor.cat((c, h, c * c, h * h, c * h), -1).sum(dim=1, dtype_acc="float64")
-        # all pairs, both ways; the diagonal's cosines are 1
-        mean_c, mean_h, cc, hh, ch = ((moments.double().sum(0) - count) / (count * (count - 1))).unbind()
-        r = (ch - mean_c * mean_h) / ((cc - mean_c**2) * (hh - mean_h**2)).sqrt()
-        i, j, k = (near[inputs.triplets[:, place]] for place in range(3))
-        cosines = torch.stack(((i * j).sum(-1), (i * k).sum(-1), (j * k).sum(-1)), -1)
-        triplet = -((cosines - 1) / SETTINGS["temperature"]).log_softmax(-1)[:, 0].mean()
-        return SETTINGS["alpha"] * triplet - SETTINGS["beta"] * r.float()
-
-    return loss
-
-
-def measure(what: dict[str, Any]) -> dict[str, Any]:
-    """Measure one case, in a process of its own or shared with other cases.
-
-    Args:
-        what: ``kind`` ("ceilings", "time" or "launches"), ``device`` and, unless it is "ceilings", ``size``, ``mode``,
-            ``contenders``, one of them, and ``seconds``, about how long one time is measured.
-
-    Returns:
-        for "ceilings" those of ``timing.ceilings``; else what the case adds to its entry in the JSON file.
-    """
-    device = torch.device(what["device"])
-    if what["kind"] == "ceilings":
-        return timing.ceilings(device)
-    size, (dtype, precision), (name,) = SIZES[what["size"]], MODES[what["mode"]], what["contenders"]
-    torch.set_float32_matmul_precision(precision)
-    try:
-        _require_memory(name, size, device)
-        inputs = _inputs(what["size"], dtype, device)
-        loss_of = contender(name, inputs)
-        if what["kind"] == "launches":
-            return {"launches": _launches(loss_of, inputs)}
-        begin = time.perf_counter()
-        value, gradient = step(loss_of, inputs)
-        first = time.perf_counter() - begin
-    except Unsupported as reason:
-        return {"status": "skipped", "reason": str(reason)}
-    except ValueError as error:
-        if "cannot serve this call" in str(error):
-            return {"status": "skipped", "reason": str(error)}
-        raise
-    found = _errors(value, gradient, what["size"], what["mode"], device)
-    bound = _bounds(what["size"], what["mode"], device, eager=name == "reference")
-    outcome: dict[str, Any] = {"status": "ok", "first_call_s": first, "error": found, "error_bound": bound}
-    del value, gradient
-    # a NaN is within no bound
-    if not all(found[part] <= bound[part] for part in bound):
-        return outcome | {"status": "wrong", "reason": f"error {found}, allowed {bound}"}
-    return outcome | _times(loss_of, inputs, device, what["seconds"])
-
-
-def step(loss_of: Callable[[torch.Tensor], torch.Tensor], inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the loss and its gradient."""
-    x = _leaf(inputs)
-    loss = loss_of(x)
-    (gradient,) = torch.autograd.grad(loss, x)
-    return loss.detach(), gradient
-
-
-def _leaf(inputs: Inputs) -> torch.Tensor:
-    # a new leaf belongs to the current stream, whichever it is: a graph can be captured on any
-    return inputs.embeddings.detach().requires_grad_()
 
 
 @functools.lru_cache(maxsize=1)
-def _inputs(size: str, dtype: torch.dtype, device: torch.device) -> Inputs:
-    return make_inputs(SIZES[size], dtype, device)
-
-
-@functools.cache
-def _exact(size: str, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    inputs, about = _inputs(size, dtype, device), SIZES[size]
-    products = oracle.products_dtype(about.rows, about.columns + about.target_columns, device)
-    if products != torch.float64:
-        logger.info("%s: the exact value's products are float32, its sums float64", size)
-    return oracle.exact(
-        inputs.embeddings,
-        inputs.triplets,
-        inputs.target,
-        target_embeddings=inputs.target_embeddings,
-        products=products,
-        **SETTINGS,
+def _exact_and_allowed(size: str, mode: str, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Compute the exact results, and the errors of eager PyTorch."""
+    given, about = _problem(size, mode, device), SIZES[size]
+    loss, gradient = oracle.exact(
+        given.embeddings,
+        given.triplets,
+        given.target,
+        target_embeddings=given.target_embeddings,
+        alpha=SETTINGS.alpha,
+        beta=SETTINGS.beta,
+        temperature=SETTINGS.temperature,
+        products=oracle.products_dtype(about.rows, about.columns + about.target_columns, device),
     )
-
-
-@functools.cache
-def _eager_errors(size: str, mode: str, device: torch.device) -> dict[str, float] | None:
-    """Measure the errors of eager PyTorch, None where it does not fit."""
-    inputs = _inputs(size, MODES[mode][0], device)
+    exact = {"loss": loss, "gradient": gradient}
     try:
-        _require_memory("reference", SIZES[size], device)
-        value, gradient = step(contender("reference", inputs), inputs)
-    except (Unsupported, torch.OutOfMemoryError):
-        return None
-    return _errors(value, gradient, size, mode, device)
+        results = problem.contender("eager", given).results
+        assert results is not None
+        errors = paired.errors(results(), exact)
+    except Exception:  # whatever is raised is the outcome of "eager", and not that of all
+        errors = ERROR_WITHOUT_EAGER[mode]
+    return exact, {name: error + ROUNDING for name, error in errors.items()}
 
 
-def _errors(
-    value: torch.Tensor, gradient: torch.Tensor, size: str, mode: str, device: torch.device
-) -> dict[str, float]:
-    exact_value, exact_gradient = _exact(size, MODES[mode][0], device)
-    return {
-        "loss": float((value - exact_value).abs()),
-        "gradient": float((gradient - exact_gradient).norm() / exact_gradient.norm()),
-    }
+def measure(what: dict[str, Any]) -> dict[str, Any]:
+    """Measure one size in one mode, as ``runner.run`` asks for it.
+
+    Args:
+        what: ``kind`` ("time" or "launches"), ``device``, ``size``, ``mode``, ``contenders`` and ``seconds``, about how
+            long one of them is timed.
+
+    Returns:
+        see ``paired.compare``.
+    """
+    size, mode, names, device = what["size"], what["mode"], what["contenders"], torch.device(what["device"])
+    torch.set_float32_matmul_precision(MODES[mode][1])
+    torch._dynamo.reset()  # type: ignore[no-untyped-call]
+    given = _problem(size, mode, device)
+    builders = {name: functools.partial(problem.contender, name, given) for name in names}
+    if what["kind"] == "launches":
+        return paired.counted(builders)
+    exact, allowed = _exact_and_allowed(size, mode, device)
+    found = paired.compare(
+        builders,
+        exact=exact,
+        allowed=allowed,
+        ours=[name for name in names if problem.is_ours(name)],
+        baselines=BASELINES,
+        device=device,
+        seconds=what["seconds"],
+        begin=runner.begin,
+    )
+    for name, outcome in found["contenders"].items():
+        if "peak_bytes" in outcome and name != PRODUCTS:
+            outcome["peak_over_gradient"] = outcome["peak_bytes"] / given.embeddings.nbytes
+        if size == "4 rows" and name == "native" and outcome["status"] == "ok":
+            outcome["outside_us"] = outside_the_kernel(given)
+    return found
 
 
-def _bounds(size: str, mode: str, device: torch.device, *, eager: bool) -> dict[str, float]:
-    errors = None if eager else _eager_errors(size, mode, device)
-    if errors is None:
-        return ERROR_WITHOUT_EAGER[mode]
-    return {part: 2 * errors[part] + SMALL_ERROR[part] for part in SMALL_ERROR}
+def outside_the_kernel(given: Problem) -> float:
+    """Measure what a step by the native backend takes beside the functions of csrc, in microseconds."""
+    step, inside = problem.contender("native", given).step, []
 
+    class Watched:
+        """csrc, its calls timed."""
 
-def _require_memory(name: str, size: Size, device: torch.device) -> None:
-    matrices = {"reference": EAGER_MATRICES, "compile": COMPILED_MATRICES, "compile-max": COMPILED_MATRICES}.get(name)
-    if matrices is None or device.type != "cuda":
-        return
-    needed, free = matrices * 4 * size.rows**2, torch.cuda.mem_get_info(device)[0]
-    if needed > free:
-        raise Unsupported(
-            f"does not fit: {matrices:g} matrices of {size.rows} x {size.rows} float32 are {needed / 2**30:.0f} GiB,"
-            f" {free / 2**30:.0f} GiB are free"
-        )
+        def __getattr__(self, name: str) -> Any:
+            function = getattr(module, name)
 
+            def timed(*arguments: Any) -> Any:
+                begin = time.perf_counter()
+                try:
+                    return function(*arguments)
+                finally:
+                    inside.append(time.perf_counter() - begin)
 
-def _times(
-    loss_of: Callable[[torch.Tensor], torch.Tensor], inputs: Inputs, device: torch.device, seconds: float
-) -> dict[str, Any]:
-    def whole() -> tuple[torch.Tensor, torch.Tensor]:
-        return step(loss_of, inputs)
+            return timed
 
-    def before_backward() -> tuple[torch.Tensor, torch.Tensor]:
-        x = _leaf(inputs)
-        return loss_of(x), x
-
-    # the leaf is made inside what is timed, the same for all
-    outcome: dict[str, Any] = {
-        "step_ms": timing.timed(whole, device=device, seconds=seconds),
-        "forward_ms": timing.timed(lambda: loss_of(_leaf(inputs)), device=device, seconds=seconds),
-        "backward_ms": timing.timed(torch.autograd.grad, device=device, prepare=before_backward, seconds=seconds),
-    }
-    peak = timing.peak_bytes(whole, device=device)
-    if peak is not None:
-        outcome["peak_bytes"] = peak
-        outcome["peak_over_gradient"] = peak / inputs.embeddings.nbytes
-    if device.type == "cuda":
-        try:
-            outcome["graph_ms"] = timing.timed(timing.captured(whole, device=device), device=device, seconds=seconds)
-        except timing.WaitsForDevice as error:
-            outcome["no_graph"] = str(error)
-        except Exception as error:  # whatever a library raises here says that it cannot be captured
-            outcome["no_graph"] = f"{type(error).__name__}: {error}"[:300]
-            outcome[runner.RESTART] = True
-    return outcome
-
-
-def _launches(loss_of: Callable[[torch.Tensor], torch.Tensor], inputs: Inputs) -> dict[str, Any]:
-    def before_backward() -> tuple[torch.Tensor, torch.Tensor]:
-        x = _leaf(inputs)
-        return loss_of(x), x
-
-    return {
-        "forward": timing.launches(lambda: loss_of(_leaf(inputs))),
-        "backward": timing.launches(torch.autograd.grad, prepare=before_backward),
-    }
+    module, outside = native.module, []
+    native.module = Watched()
+    try:
+        for _ in range(OVERHEAD_CALLS):
+            inside.clear()
+            begin = time.perf_counter()
+            step()
+            outside.append(time.perf_counter() - begin - sum(inside))
+    finally:
+        native.module = module
+    return 1e6 * statistics.median(outside)
 
 
 def work(size: Size, element_bytes: int) -> dict[str, float]:
@@ -429,120 +265,185 @@ def work(size: Size, element_bytes: int) -> dict[str, float]:
 
 
 def _rates(case: dict[str, Any], ceilings: dict[str, Any]) -> dict[str, float]:
-    todo = work(SIZES[case["size"]], MODES[case["mode"]][0].itemsize)
-    return rates(todo, case["mode"], case, ceilings)
+    found = rates(work(SIZES[case["size"]], MODES[case["mode"]][0].itemsize), case["mode"], case, ceilings)
+    of_products = _over(case, PRODUCTS)
+    return found if of_products is None else found | {"of_products": of_products}
+
+
+def _over(case: dict[str, Any], baseline: str) -> float | None:
+    """Give the time of a case over that of a baseline."""
+    ratio = faster_than(case, baseline)
+    return None if ratio is None else 1 / ratio
+
+
+def bars(cases: list[dict[str, Any]], *, cuda: bool) -> list[dict[str, Any]]:
+    """Compute what is asked of the loss on a CPU, or on a CUDA device."""
+    found = _bars_on_cuda(cases) if cuda else _bars_on_cpu(cases)
+    for baseline in ("eager", "eager tuned"):
+        ratios = [
+            ratio
+            for case in cases
+            if problem.is_ours(case["contender"])
+            and case["dimensions"]["rows"] >= 16
+            and (ratio := faster_than(case, baseline)) is not None
+        ]
+        what = f"16 rows or more: x {baseline}, least"
+        found.append(bar(what, min(ratios, default=None), least=1.0, over=len(ratios)))
+    return found
+
+
+def _bars_on_cpu(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def case(size: str, name: str) -> dict[str, Any]:
+        return _find(cases, size, "float32 highest", name)
+
+    nan, mask = case("published", "native"), case("published", "native mask")
+    narrow, large = case("1k-narrow", "native"), case("4k", "native")
+    peak, peak_of_eager = large.get("peak_bytes"), case("4k", "eager").get("peak_bytes")
+    return [
+        _bar("(250, 128, 24,096), NaN target: x eager", faster_than(nan, "eager"), least=5.0),
+        _bar("(250, 128, 24,096), mask=: x eager", faster_than(mask, "eager"), least=4.5),
+        _bar("(250, 128, 24,096), mask= over NaN target", _over(mask, "NaN target"), most=1.03),
+        _bar("(250, 128, 24,096), plain triplets over a TripletIndex", _over(nan, "index"), most=1.1),
+        _bar("(1,000, 128, 50,000): x eager", faster_than(narrow, "eager"), least=4.5),
+        _bar("(1,000, 128, 50,000): of the two products", _over(narrow, PRODUCTS), most=1.2),
+        _bar("(4,096, 768, 100,000): x eager", faster_than(large, "eager"), least=3.0),
+        _bar(
+            "(4,096, 768, 100,000): memory over eager's",
+            peak / peak_of_eager if peak is not None and peak_of_eager else None,
+            most=0.1,
+        ),
+        _bar("outside the compiled function, us", case("4 rows", "native").get("outside_us"), most=60.0),
+    ]
+
+
+def _bars_on_cuda(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = []
+    for mode in ("float32 highest", "bfloat16"):
+        best = _fastest(cases, "published", mode)
+        steps = best.get("faster_than", {}).get("eager")
+        found += [
+            _bar(f"(250, 128, 24,096), {mode}: x eager, steps", steps and steps["median"], least=8.0),
+            _bar(f"(250, 128, 24,096), {mode}: x eager, graphs", _graph(best, "eager"), least=8.0),
+            _bar(f"(250, 128, 24,096), {mode}: x compile, graphs", _graph(best, "compile"), least=3.0),
+        ]
+    share = (
+        _fastest(cases, "16k", "bfloat16").get("rates", {}).get("share_of_floor")
+    )  # the products are the floor there
+    peak = _fastest(cases, "65k", "bfloat16").get("peak_over_gradient")
+    return [
+        *found,
+        _bar("(16,000, 1,024), bfloat16: share of the GEMM rate", share, least=0.5),
+        _bar("(65,536, 1,024), bfloat16: memory over the gradient's", peak, most=1.1),
+    ]
+
+
+def _bar(what: str, found: float | None, *, least: float | None = None, most: float | None = None) -> dict[str, Any]:
+    return bar(what, found, least=least, most=most, over=1)
+
+
+def _find(cases: list[dict[str, Any]], size: str, mode: str, name: str) -> dict[str, Any]:
+    """Give a case, empty where it is not there."""
+    labels = {"size": size, "mode": mode, "contender": name}
+    return next((case for case in cases if labels.items() <= case.items()), {})
+
+
+def _fastest(cases: list[dict[str, Any]], size: str, mode: str) -> dict[str, Any]:
+    """Give the fastest of our backends, called with plain tensors; empty where none was measured."""
+    some = [_find(cases, size, mode, name) for name in ("native", "triton")]
+    timed = [case for case in some if "step_ms" in case]
+    return min(timed, key=lambda case: case.get("graph_ms", case["step_ms"])["median_ms"], default={})
+
+
+def _graph(case: dict[str, Any], baseline: str) -> float | None:
+    ratio = case.get("graph_faster_than", {}).get(baseline)
+    return ratio and ratio["median"]
 
 
 def jobs(
     device: torch.device, names: tuple[str, ...], sizes: tuple[str, ...], modes: tuple[str, ...], seconds: float
 ) -> Iterator[runner.Job]:
-    """List what to measure, the most important first."""
-    yield _job("ceilings", device, seconds=seconds)
-    eager = [name for name in names if not name.startswith("compile") and name != "keops"]
-    sizes = tuple(size for size in BY_IMPORTANCE if size in sizes)
-    for fresh in (False, True):
-        for size in sizes:
-            for mode in modes:
-                for name in eager:
-                    if name.endswith("-fresh") == fresh:
-                        yield _job("time", device, name, size, mode, seconds)
-    # one precision a dtype: it changes no launch but that of the library's product
-    counted = [mode for mode in modes if mode != "float32 high"] if device.type == "cuda" else []
-    for size in sizes:
-        for mode in counted:
-            for name in eager:
-                yield _job("launches", device, name, size, mode, seconds)
-    for name in names:
-        if name not in eager:
-            for mode in modes:
-                for size in sizes:
-                    yield _job("time", device, name, size, mode, seconds)
-    for name in ("compile", "compile-max"):
-        for mode in counted:
-            if name in names:
-                yield _job("launches", device, name, sizes[0], mode, seconds)
+    """List what to measure, the most important first: all that is not compiled, then what is, beside the others."""
+    plain = [name for name in names if name not in COMPILED and name != "keops"]
+    cases = [(size, mode) for mode in modes for size in sizes]
+    cases.sort(key=lambda case: case[0] != sizes[0])  # the first size comes in every mode
+    for size, mode in cases:
+        yield _job("time", device, plain, size, mode, seconds)
+    for size, mode in cases:
+        for name in names:
+            if name not in plain and _serves(name, size, mode):
+                yield _job("time", device, [*plain, name], size, mode, seconds)
+    for size, mode in cases:
+        if device.type == "cuda" and mode != "float32 high":  # whose launches are those of "float32 highest"
+            yield _job("launches", device, [name for name in names if name != "keops"], size, mode, seconds)
 
 
-def _job(
-    kind: str, device: torch.device, contender: str = "", size: str = "", mode: str = "", seconds: float = 0.0
-) -> runner.Job:
-    what = {"kind": kind, "device": str(device), "seconds": seconds}
-    if contender:
-        what |= {"contenders": [contender], "size": size, "mode": mode}
-    name = contender.removesuffix("-fresh")
+def _serves(name: str, size: str, mode: str) -> bool:
+    return problem.serves(name, half=MODES[mode][0].itemsize == 2, dense=not SIZES[size].target_columns)
+
+
+def _job(kind: str, device: torch.device, names: list[str], size: str, mode: str, seconds: float) -> runner.Job:
+    contenders = [name for name in names if _serves(name, size, mode)]
+    what = {"kind": kind, "device": str(device), "seconds": seconds, "size": size, "mode": mode}
     # the profiler stays in a process that counted launches, and what was compiled in one that compiled
-    apart = name if name in ("compile", "compile-max", "keops") else ""
-    process = f"{'counts' if kind == 'launches' else 'times'} {apart}"
-    return runner.Job(what, SECONDS_A_JOB.get(name, 40.0), process)
+    process = "counts" if kind == "launches" else contenders[-1] if contenders[-1] in (*COMPILED, "keops") else "times"
+    limit = SECONDS_A_JOB if process == "times" else SECONDS_TO_COMPILE
+    return runner.Job(
+        what | {"contenders": contenders}, SECONDS_OF_LARGE if SIZES[size].target_columns else limit, process
+    )
+
+
+def new_results(figures: Figures) -> Results:
+    """Begin or continue the run in a results file."""
+    return Results(
+        figures,
+        benchmark="hybrid_loss",
+        definitions=DEFINITIONS,
+        baselines=BASELINES,
+        columns=COLUMNS,
+        about=lambda what: {"dimensions": asdict(SIZES[what["size"]])},
+        rates=_rates,
+        bars=functools.partial(bars, cuda=figures.device.type == "cuda"),
+        settings=SETTINGS._asdict(),
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; the exit status is 1 when a result was wrong, however the rest went."""
     device = environment.default_device()
-    names = contenders(device)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_hybrid_loss", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument(
-        "--quick", action="store_true", help="the small sizes, each time measured for a tenth of a second"
-    )
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, help="by default those for the device")
-    parser.add_argument("--dtypes", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
-    parser.add_argument(
-        "--precisions", nargs="+", choices=("highest", "high"), help="of float32 products; bfloat16 has one"
-    )
-    parser.add_argument("--contenders", nargs="+", choices=names, default=names)
-    parser.add_argument("--seconds", type=float, default=480.0, help="for everything; what is left over is skipped")
+    names = problem.contenders(device)
+    parser = command.parser(MODULE, __doc__, device=device, sizes=SIZES, contenders=names)
+    cuda = device.type == "cuda"
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES if cuda else MODES_ON_CPU)
     given = parser.parse_args(arguments)
-
-    sizes = tuple(given.sizes or (SMALL if given.quick else ON_CUDA if device.type == "cuda" else ON_CPU))
-    # a CPU has no TF32
-    precisions = given.precisions or (("highest", "high") if device.type == "cuda" else ("highest",))
-    modes = tuple(
-        mode
-        for mode in MODES
-        if mode.split()[0] in given.dtypes and (mode == "bfloat16" or mode.split()[1] in precisions)
-    )
-    results = Results(
-        given.out,
-        device,
-        benchmark="hybrid_loss",
-        definitions=DEFINITIONS,
-        baselines=("reference", "compile"),
-        about=lambda what: {"dimensions": asdict(SIZES[what["size"]])},
-        rates=_rates,
-        settings={**SETTINGS, "metric": "cosine", "triplet": "softmax", "rsa": "pearson"},
-    )
-    todo = jobs(device, tuple(given.contenders), sizes, modes, 0.1 if given.quick else 0.3)
-    return command.run(results, todo, module="benchmarks.bench_hybrid_loss", seconds=given.seconds)
+    sizes, _ = command.chosen(given, ON_CUDA if cuda else ON_CPU, quick=2)
+    seconds = QUICK_SECONDS if given.quick else SECONDS_ON_CUDA if cuda else SECONDS
+    todo = jobs(device, tuple(given.contenders), sizes, tuple(given.modes), seconds)
+    return command.run(new_results(given.out), todo, module=MODULE, seconds=given.seconds)
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    return torch.device(request.param)
+@pytest.mark.parametrize("name", problem.contenders(environment.default_device()))
+def test_loss_and_gradient(benchmark: Any, name: str) -> None:
+    given = problem.draw(250, 128, 24_096, device=environment.default_device(), settings=SETTINGS)
+    if not problem.serves(name, half=False, dense=True):
+        pytest.skip("computes nothing here")
+    contender = problem.contender(name, given)
+    if contender.results is not None:
+        exact = given.step(functools.partial(_reference, given))
+        assert max(paired.errors(contender.results(), exact).values()) < 1e-5
 
-
-@pytest.mark.parametrize("form", ["softmax", "margin"])
-@pytest.mark.parametrize("size", SMALL)
-@pytest.mark.parametrize("backend", available_backends("hybrid_loss"))
-def test_forward_and_backward(benchmark: Any, device: torch.device, backend: str, size: str, form: str) -> None:
-    if backend not in contenders(device):
-        pytest.skip(f"{backend} is not measured on {device}")
-    inputs = make_inputs(SIZES[size], torch.float32, device)
-
-    def run(x: torch.Tensor, backend: str = backend) -> tuple[torch.Tensor, torch.Tensor]:
-        x = x.detach().requires_grad_()
-        loss = hybrid_loss(x, inputs.triplets, inputs.target, triplet=form, backend=backend)
-        (gradient,) = torch.autograd.grad(loss, x)
-        if device.type == "cuda":
+    def run() -> None:
+        contender.step()
+        if given.embeddings.is_cuda:
             torch.cuda.synchronize()
-        return loss.detach(), gradient
 
-    x = inputs.embeddings
-    for got, exact in zip(run(x), run(x.double(), "reference"), strict=True):
-        assert (got - exact).norm() <= 1e-5 * exact.norm()
-    benchmark(run, x)
+    benchmark(run)
+
+
+def _reference(given: Problem, x: torch.Tensor) -> torch.Tensor:
+    wide: torch.Tensor = hybrid_loss(
+        x.double(), given.triplets, given.target, **given.settings._asdict(), backend="reference"
+    )
+    return wide
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 beside the frozen projection alone, below which nothing with an adapter can come. Before anything is timed, results are
 held against the exact ones.
 
-``python -m benchmarks.bench_lora --out FILE.json`` measures the projections of the backbones that fit the device.
+``python -m benchmarks.bench_lora --out figures.json`` measures the projections of the backbones that fit the device.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +19,11 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from benchmarks import command, environment, paired, runner, timing
-from benchmarks.paired import Contender
-from benchmarks.results import Results, bar, faster_than, rates
+from benchmarks import command, environment, runner
+from benchmarks.results import Figures, Results, bar, faster_than, rates
 from bgs_kernels import Projection, available_backends, lora_linear, lora_qkv
+from bgs_kernels.bench import paired
+from bgs_kernels.bench.paired import Contender
 from bgs_kernels.lora import dropout_keep
 
 MODULE = "benchmarks.bench_lora"
@@ -103,7 +103,7 @@ COMPILED = ("ViT-B 768-768", "ViT-B q, k, v", "V-JEPA 2-L 1024-4096", "small 96-
 SCALING = 2.0
 """The published recipe's alpha / r, for every rank."""
 
-BASELINES = ("peft", "frozen", "compile")
+BASELINES = {name: (name,) for name in ("peft", "frozen", "compile")}
 
 AT_MOST_FROZEN, PEFT_MEAN, PEFT_LEAST = 1.15, 1.3, 1.0
 """What is asked of r = 8: the time over the frozen layer's in every case, and how many times faster than peft it is in
@@ -379,7 +379,8 @@ def _named(problem: Problem, tensors: tuple[torch.Tensor, ...]) -> dict[str, tor
 
 
 @functools.lru_cache(maxsize=1)
-def _exact_and_eager(case: Case, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _exact_and_allowed(case: Case, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Compute the exact results, and the errors of peft's layer."""
     problem = make_problem(case, device)
     wide = [
         Projection(
@@ -395,36 +396,35 @@ def _exact_and_eager(case: Case, device: torch.device) -> tuple[dict[str, torch.
     leaves = [x, *(part for each in wide for part in (each.lora_A, each.lora_B) if part is not None)]
     gradients = torch.autograd.grad(projected, leaves, [each.double() for each in problem.gradients])
     exact = _named(problem, (*(each.detach() for each in projected), *gradients))
-    return exact, _named(problem, _step(problem, _forward("peft", problem), problem.seed))
+    return exact, paired.errors(_named(problem, _step(problem, _forward("peft", problem), problem.seed)), exact)
 
 
 def measure(what: dict[str, Any]) -> dict[str, Any]:
     """Measure one case, as ``runner.run`` asks for it.
 
     Args:
-        what: ``kind`` ("ceilings", "time" or "launches"), ``device`` and, unless it is "ceilings", ``case``, the
-            fields of a ``Case``, ``contenders`` and ``seconds``, about how long one of them is timed.
+        what: ``kind`` ("time" or "launches"), ``device``, ``case``, the fields of a ``Case``, ``contenders`` and
+            ``seconds``, about how long one of them is timed.
 
     Returns:
-        for "ceilings" those of ``timing.ceilings``; else see ``paired.compare``.
+        see ``paired.compare``.
     """
     device = torch.device(what["device"])
-    if what["kind"] == "ceilings":
-        return timing.ceilings(device)
     case = Case(**what["case"])
     torch.set_float32_matmul_precision(DTYPES[case.dtype][2])
     problem = make_problem(case, device)
     if what["kind"] == "launches":
         return paired.counted({name: functools.partial(contender, name, problem) for name in what["contenders"]})
-    exact, eager = _exact_and_eager(case, device)
+    exact, allowed = _exact_and_allowed(case, device)
     return paired.compare(
         {name: functools.partial(contender, name, problem) for name in what["contenders"]},
         exact=exact,
-        eager=eager,
+        allowed=allowed,
         ours=[name for name in what["contenders"] if ours(name)],
-        baselines={name: (name,) for name in BASELINES},
+        baselines=BASELINES,
         device=device,
         seconds=what["seconds"],
+        begin=runner.begin,
     )
 
 
@@ -472,24 +472,23 @@ def bars(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def jobs(device: torch.device, names: tuple[str, ...], sizes: tuple[str, ...], seconds: float) -> Iterator[runner.Job]:
     """List what to measure, the most important first."""
-    yield runner.Job({"kind": "ceilings", "device": str(device)}, 60.0, "times")
-    eager = [name for name in names if name != "compile"]
+    uncompiled = [name for name in names if name != "compile"]
     every = [(dtype, rank, dropout) for dtype in DTYPES for rank in RANKS for dropout in DROPOUTS]
     if device.type != "cuda":  # which has no TF32, and whose autocast is no faster
         every = [setting for setting in every if setting[0] in ("float32 highest", "bfloat16")]
     plan = [each for each in IMPORTANT if each in every] + [each for each in every if each not in IMPORTANT]
     for setting in plan[:FIRST]:
         for size in sizes:
-            yield _job("time", device, Case(size, *setting), eager, seconds)
+            yield _job("time", device, Case(size, *setting), uncompiled, seconds)
     for size in sizes:
         if size in COMPILED and "compile" in names:  # beside what it is compared with, which has its entries already
-            yield _job("time", device, Case(size, *plan[0]), [*eager, "compile"], seconds)
+            yield _job("time", device, Case(size, *plan[0]), [*uncompiled, "compile"], seconds)
     for size in sizes:
         if device.type == "cuda":
-            yield _job("launches", device, Case(size, *plan[0]), eager, seconds)
+            yield _job("launches", device, Case(size, *plan[0]), uncompiled, seconds)
     for setting in plan[FIRST:]:
         for size in sizes:
-            yield _job("time", device, Case(size, *setting), eager, seconds)
+            yield _job("time", device, Case(size, *setting), uncompiled, seconds)
 
 
 def _job(kind: str, device: torch.device, case: Case, names: list[str], seconds: float) -> runner.Job:
@@ -522,25 +521,24 @@ def _rates(entry: dict[str, Any], ceilings: dict[str, Any]) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; the exit status is 1 when a result was wrong, however the rest went."""
     device = environment.default_device()
-    parser = command.parser(MODULE, __doc__, sizes=SIZES, contenders=contenders(device))
+    parser = command.parser(MODULE, __doc__, device=device, sizes=SIZES, contenders=contenders(device))
     given = parser.parse_args(arguments)
     sizes, seconds = command.chosen(given, ON_CUDA if device.type == "cuda" else ON_CPU, quick=3)
-    results = new_results(given.out, device)
+    results = new_results(given.out)
     todo = jobs(device, tuple(given.contenders), sizes, seconds)
     return command.run(results, todo, module=MODULE, seconds=given.seconds)
 
 
-def new_results(path: Path, device: torch.device) -> Results:
-    """Begin the JSON file of a run."""
+def new_results(figures: Figures) -> Results:
+    """Begin or continue the run in a results file."""
     return Results(
-        path,
-        device,
+        figures,
         benchmark="lora",
         definitions=DEFINITIONS,
         baselines=BASELINES,
         about=_about,
         rates=_rates,
-        bars=bars if device.type == "cuda" else None,
+        bars=bars if figures.device.type == "cuda" else None,
         settings={"scaling": SCALING, "bias": True},
     )
 

@@ -1,43 +1,47 @@
-"""How long ranks, rank correlations and counts of judgments take on the CPU, beside SciPy and NumPy. Before anything is
-timed, results are held against theirs.
+"""How long ranks, rank correlations and counts of judgments take on the CPU, in turns with SciPy and NumPy. Before
+anything is timed, results are held against theirs.
 
-``python -m benchmarks.bench_statistics --out FILE.json`` measures every case.
+``python -m benchmarks.bench_statistics --out figures.json`` measures every case.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import kendalltau, rankdata, spearmanr
 
-from benchmarks import environment, runner, timing
-from benchmarks.bench_hybrid_loss import draw_triplets
+from benchmarks import command, runner
+from benchmarks.results import Results
 from bgs_kernels import fractional_rank, rsa_correlation, triplet_counts
+from bgs_kernels.bench import paired, timing
+from bgs_kernels.bench.problem import draw_triplets
 
-logger = logging.getLogger(__name__)
+MODULE = "benchmarks.bench_statistics"
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-6}
 """How far a correlation may be from SciPy's: the answer to float32 is a float32."""
 
 JUDGMENTS = 5_000_000
 
-SECONDS_A_JOB = 60.0
+SECONDS, QUICK_SECONDS = 0.5, 0.1
+"""How long a contender is timed."""
+
+SECONDS_A_JOB = 120.0
+
+BASELINES = {name: (name,) for name in ("scipy", "bincount int64", "bincount int32")}
 
 DEVICE = torch.device("cpu")
 
 DEFINITIONS = {
     "step_ms": "one call, its result in fresh memory",
-    "floor_ms": "the least bytes that a call reads and writes (`bytes`) over the rate of a copy measured in this run",
+    "floor_ms": "the least bytes that a call reads and writes (`bytes`) over the measured rate of a copy",
+    "faster_than": "the same comparison's times of another contender over this one's, round by round",
 }
 
 
@@ -146,21 +150,34 @@ def _matrices(count: Callable[[np.ndarray, int], np.ndarray], triplets: np.ndarr
 
 
 def measure(what: dict[str, Any]) -> dict[str, Any]:
-    """Measure one case, as ``runner.run`` asks for it.
+    """Measure the contenders of one case in turns, as ``runner.run`` asks for it.
 
     Args:
-        what: ``kind`` ("ceilings" or "time") and, for "time", ``size``, ``mode``, ``contender`` and ``seconds``.
+        what: ``size``, ``mode``, ``contenders`` and ``seconds``, about how long one of them is timed.
 
     Returns:
-        what the case adds to its entry in the JSON file.
+        ``contenders``: of each what it adds to its entry in the JSON file.
     """
-    if what["kind"] == "ceilings":
-        return timing.ceilings(DEVICE)
     case = find_case(what["size"], what["mode"])
-    step = contender(what["contender"], case)
-    if what["contender"] != CONTENDERS[case.op][0] and not _agrees(case, step()):
-        return {"status": "wrong", "reason": "the result is not SciPy's or NumPy's"}
-    return {"status": "ok", "step_ms": timing.timed(step, device=DEVICE, seconds=what["seconds"])}
+    outcomes: dict[str, dict[str, Any]] = {}
+    right: dict[str, Step] = {}
+    for name in what["contenders"]:
+        runner.begin(name)
+        try:
+            step = contender(name, case)
+            if not _agrees(case, step()):
+                outcomes[name] = {"status": "wrong", "reason": "the result is not SciPy's or NumPy's"}
+                continue
+        except Exception as error:  # whatever is raised is this contender's outcome
+            outcomes[name] = paired.failed(error)
+            continue
+        outcomes[name], right[name] = {"status": "ok", "bytes": case.bytes}, step
+    runner.begin("")
+    times = timing.interleaved(right, device=DEVICE, seconds=what["seconds"] * len(right))
+    for name, own in times.items():
+        outcomes[name]["step_ms"] = timing.summary(own)
+        outcomes[name]["faster_than"] = paired.ratios(times, name, BASELINES)
+    return {"contenders": outcomes}
 
 
 def find_case(size: str, mode: str) -> Case:
@@ -182,51 +199,38 @@ def _agrees(case: Case, got: Any) -> bool:
     return abs(float(got) - float(right)) <= TOLERANCE[case.dtype]
 
 
-def jobs(sizes: list[str], seconds: float) -> Iterator[runner.Job]:
+def jobs(sizes: tuple[str, ...], names: tuple[str, ...], seconds: float) -> Iterator[runner.Job]:
     """List what to measure."""
-    yield runner.Job({"kind": "ceilings"}, SECONDS_A_JOB, "statistics")
     for size in sizes:
         for case in CASES[size]:
-            for name in CONTENDERS[case.op]:
-                what = {"kind": "time", "size": size, "mode": case.dtype, "contender": name, "seconds": seconds}
-                yield runner.Job(what, SECONDS_A_JOB, "statistics")
+            some = [name for name in CONTENDERS[case.op] if name in names]
+            what = {"kind": "time", "size": size, "mode": case.dtype, "contenders": some, "seconds": seconds}
+            yield runner.Job(what, SECONDS_A_JOB, "statistics")
+
+
+def _rates(entry: dict[str, Any], ceilings: dict[str, Any]) -> dict[str, float]:
+    if not ceilings:
+        return {}
+    floor = 1e3 * entry["bytes"] / ceilings["bytes_per_second"]
+    return {"floor_ms": floor, "share_of_floor": floor / entry["step_ms"]["median_ms"]}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; the exit status is 1 when a result was wrong, however the rest went."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_statistics", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--sizes", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--seconds", type=float, default=240.0, help="for everything; what is left over is skipped")
+    names = dict.fromkeys(name for some in CONTENDERS.values() for name in some)
+    parser = command.parser(MODULE, __doc__, device=DEVICE, sizes=CASES, contenders=names)
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    content: dict[str, Any] = {
-        "benchmark": "statistics",
-        "environment": environment.describe(DEVICE),
-        "definitions": DEFINITIONS,
-        "baselines": ["scipy", "bincount int64", "bincount int32"],
-        "ceilings": {},
-        "cases": [],
-    }
-
-    def record(what: dict[str, Any], outcome: dict[str, Any]) -> None:
-        if what["kind"] == "ceilings":
-            content["ceilings"] = outcome if "flops" in outcome else {}
-        else:
-            entry = {key: what[key] for key in ("size", "mode", "contender")} | outcome
-            case = find_case(what["size"], what["mode"])
-            entry |= {"dimensions": {"rows": case.size}, "bytes": case.bytes}
-            if "step_ms" in entry and content["ceilings"]:
-                floor, taken = 1e3 * case.bytes / content["ceilings"]["bytes_per_second"], entry["step_ms"]["median_ms"]
-                entry["rates"] = {"floor_ms": floor, "share_of_floor": floor / taken}
-            content["cases"].append(entry)
-            said = f"{entry['step_ms']['median_ms']:.1f} ms" if "step_ms" in entry else outcome.get("reason", "")
-            logger.info("%s, %s, %s: %s", what["size"], what["mode"], what["contender"], said)
-        given.out.write_text(json.dumps(content, indent=1) + "\n")
-
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    runner.run(jobs(given.sizes, 0.5), module="benchmarks.bench_statistics", seconds=given.seconds, record=record)
-    return 1 if any(case["status"] == "wrong" for case in content["cases"]) else 0
+    sizes, _ = command.chosen(given, tuple(CASES), quick=1)
+    results = Results(
+        given.out,
+        benchmark="statistics",
+        definitions=DEFINITIONS,
+        baselines=BASELINES,
+        about=lambda what: {"dimensions": {"rows": find_case(what["size"], what["mode"]).size}},
+        rates=_rates,
+    )
+    todo = jobs(sizes, tuple(given.contenders), QUICK_SECONDS if given.quick else SECONDS)
+    return command.run(results, todo, module=MODULE, seconds=given.seconds)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from benchmarks import runner
-from benchmarks.results import Results
+import torch
+
+from benchmarks import ceilings, runner
+from benchmarks.results import OUT_HELP, Results, opener, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -20,18 +22,26 @@ QUICK_SECONDS = 0.02
 
 
 def parser(
-    module: str, description: str | None, *, sizes: Iterable[str], contenders: Iterable[str]
+    module: str,
+    description: str | None,
+    *,
+    device: torch.device,
+    sizes: Iterable[str],
+    contenders: Iterable[str],
+    required: bool = True,
 ) -> argparse.ArgumentParser:
     """Make a parser of the arguments that all of them take.
 
     Args:
         module: the benchmark's module.
         description: what it measures.
+        device: what is measured.
         sizes: all that it knows.
         contenders: all that it knows on this device.
+        required: whether there has to be a results file.
     """
     made = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    made.add_argument("--out", type=Path, help="the JSON file to write")
+    made.add_argument("--out", type=opener(device), required=required, help=OUT_HELP)
     made.add_argument("--quick", action="store_true", help="the first sizes alone, each timed for a shorter while")
     made.add_argument("--sizes", nargs="+", choices=tuple(sizes), help="by default those for the device")
     made.add_argument("--contenders", nargs="+", choices=tuple(contenders), default=list(contenders))
@@ -51,27 +61,32 @@ def chosen(given: argparse.Namespace, sizes: Sequence[str], quick: int) -> tuple
     return some, QUICK_SECONDS if given.quick else SECONDS
 
 
-def run(results: Results, jobs: Iterable[runner.Job], *, module: str, seconds: float) -> int:
-    """Measure, and say what was wrong and which requirements were met.
+def run(
+    results: Results, jobs: Iterable[runner.Job], *, module: str, seconds: float, with_ceilings: bool = True
+) -> int:
+    """Measure what the results lack, and say what was wrong and which requirements were met.
 
     Args:
         results: where it goes.
         jobs: what to measure, the most important first.
         module: the benchmark's module.
         seconds: for all of it.
+        with_ceilings: whether the figures are compared with what the device itself can do.
 
     Returns:
         the exit status: 1 when a result was wrong, however the rest went.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    results.path.parent.mkdir(parents=True, exist_ok=True)
-    runner.run(results.repeated(jobs), module=module, seconds=seconds, record=results.record)
+    end = time.monotonic() + seconds
+    if with_ceilings:
+        results.ceilings = ceilings.of(results.figures, seconds)
+    left = max(end - time.monotonic(), 0.0)
+    runner.run(results.remaining(jobs), module=module, seconds=left, record=results.record)
     cases = results.content["cases"]
     left_out = sum(case["status"] == "skipped" for case in cases)
-    logger.info("%d of %d cases were left out; %s says why", left_out, len(cases), results.path)
+    logger.info("%d of %d cases were left out: the time was spent", left_out, len(cases))
     for bar in results.content["bars"]:
-        found = "not measured" if bar["found"] is None else f"{bar['found']:.3g} ({'met' if bar['met'] else 'missed'})"
-        logger.info("%s %s: %s, %d cases", bar["what"], bar["required"], found, bar["cases"])
+        logger.info("%s", verdict(bar))
     for case in results.wrong():
         logger.error("wrong: %s, %s, %s: %s", case["size"], case["mode"], case["contender"], case["reason"])
     return 1 if results.wrong() else 0

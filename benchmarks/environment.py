@@ -11,16 +11,22 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from bgs_kernels.bench.timing import cpu_model, device_name
 
 BUSY = 0.1
 """From this share of busy processor time on, before the run begins, the machine counts as shared with other work."""
 
 WATCHED_SECONDS = 1.0
 """How long that is watched."""
+
+VERSIONS = ("torch", "triton")
+"""The packages that figures belong to: with another version of one they are measured anew."""
 
 PACKAGES = ("torch", "triton", "numpy", "transformers", "peft", "flash-attn", "pykeops")
 
@@ -61,6 +67,21 @@ def describe(device: torch.device) -> dict[str, Any]:
     return about
 
 
+def difference(recorded: dict[str, Any], device: torch.device, versions: Iterable[str] = VERSIONS) -> str | None:
+    """Say in what an environment differs from the present one as far as figures belong to it, or None.
+
+    Args:
+        recorded: what ``describe`` gave.
+        device: what is measured now.
+        versions: the packages whose version counts.
+    """
+    pairs = {"device": device_name(device), **{package: _version(package) for package in versions}}
+    for name, present in pairs.items():
+        if recorded.get(name) != present:
+            return f"{name} {recorded.get(name)!r}, and this is {present!r}"
+    return None
+
+
 def busy_share() -> float:
     """Measure which share of the processors' time is in use while this process waits; 0 where that cannot be read."""
     listing = Path("/proc/stat")
@@ -79,13 +100,6 @@ def _ticks(listing: Path) -> list[int]:
     return [int(count) for count in listing.read_text().split("\n", 1)[0].split()[1:9]]
 
 
-def device_name(device: torch.device) -> str:
-    """Name the device: the GPU's model, or the CPU's with its number of cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{cpu_model()}, {os.cpu_count()} cores"
-
-
 def slug(device: torch.device) -> str:
     """Give the name of the device's folder in benchmarks/results, "nvidia-h200" for example."""
     return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
@@ -94,17 +108,6 @@ def slug(device: torch.device) -> str:
 def default_device() -> torch.device:
     """Give the GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def cpu_model() -> str:
-    """Name the CPU."""
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def revision() -> str:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from bgs_kernels.bench.paired import RESTART
+
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
@@ -23,9 +25,6 @@ START_SECONDS = 60.0
 
 LEAST_SECONDS = 2.0
 """A measurement is not begun with less time left."""
-
-RESTART = "restart_process"
-"""An outcome that holds this key asks for another process for the next job; the key itself is not recorded."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,9 @@ def run(
         module: a module with ``measure(what) -> outcome``.
         seconds: for all of them; those that are left over are recorded as skipped.
         record: called with ``what`` and the outcome of every job: what ``measure`` returned, or a ``status`` of
-            "failed" or "skipped" with a ``reason``.
+            "failed" or "skipped" with a ``reason``. Where a process hung or ended at what it had begun (``begin``),
+            the outcome names that under ``at``. The key ``RESTART`` of an outcome asks for another process for the next
+            job and is not recorded.
     """
     end = time.monotonic() + seconds
     worker: _Worker | None = None
@@ -74,6 +75,19 @@ def run(
             worker.stop()
 
 
+BEGUN, DONE = "begun", "done"
+
+_connection: Connection | None = None
+"""Of a process that measures, to the one that runs the jobs."""
+
+
+def begin(name: str) -> None:
+    """Say what a measurement begins to do, so that it is known if the process ends or hangs there; "" for nothing in
+    particular."""
+    if _connection is not None:
+        _connection.send((BEGUN, name))
+
+
 class _Worker:
     """A process that measures one job at a time."""
 
@@ -88,17 +102,21 @@ class _Worker:
     def measure(self, job: Job, left: float) -> dict[str, Any]:
         limit = min(left, job.seconds + (START_SECONDS if self._fresh else 0.0))
         self._fresh = False
+        end, at = time.monotonic() + limit, ""
         try:
             self._connection.send(job.what)
-            if not self._connection.poll(limit):
-                self.broken = True
-                return {"status": "failed", "reason": f"stopped after {limit:.0f} s"}
-            outcome, self.broken = self._connection.recv()
-            return outcome
+            while self._connection.poll(max(end - time.monotonic(), 0.0)):
+                kind, *content = self._connection.recv()
+                if kind == DONE:
+                    outcome, self.broken = content
+                    return outcome
+                (at,) = content
+            self.broken, reason = True, f"stopped after {limit:.0f} s"
         except (EOFError, OSError):
             self.broken = True
             self._process.join(5)
-            return {"status": "failed", "reason": f"its process ended with exit code {self._process.exitcode}"}
+            reason = f"its process ended with exit code {self._process.exitcode}"
+        return {"status": "failed", "reason": reason} | ({"at": at} if at else {})
 
     def stop(self) -> None:
         if not self.broken:
@@ -114,6 +132,8 @@ class _Worker:
 
 
 def _serve(module: str, connection: Connection) -> None:
+    global _connection
+    _connection = connection
     measure: Callable[[dict[str, Any]], dict[str, Any]] = importlib.import_module(module).measure
     # what the imports made stays: looking through it takes a fifth of a second before every measurement of memory
     gc.freeze()
@@ -138,7 +158,7 @@ def _answer(measure: Callable[[dict[str, Any]], dict[str, Any]], connection: Con
             logger.debug("measuring %s failed", what, exc_info=True)
             outcome = {"status": "failed", "reason": reason[:600]}
         broken = outcome.pop(RESTART, False) or _clean_up()
-        connection.send((outcome, broken))
+        connection.send((DONE, outcome, broken))
         if broken:
             return
 

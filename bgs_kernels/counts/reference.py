@@ -1,4 +1,4 @@
-"""The definition of the counts of odd-one-out judgments, in eager PyTorch."""
+"""The definition of the counts of odd-one-out judgments, in plain PyTorch."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ The ways, of the forward and of the backward alike:
 * "in-loop": one Triton kernel that makes the low-rank intermediate beside the frozen product; for ranks up to
   ``WIDEST``, and in the forward without dropout only.
 
-The default is "library" everywhere. That choice is by count, not by timing: it launches and moves less than peft's
-eager path for every shape, and its frozen product is the library's own (docs/lora.md). ``BGS_LORA_WAY`` names another
+The default is "library" everywhere. That choice is by count, not by timing: it launches and moves less than peft's own
+layer for every shape, and its frozen product is the library's own (docs/lora.md). ``BGS_LORA_WAY`` names another
 for all calls, so that they can be compared, and ``BGS_AUTOTUNE=1`` times them all.
 """
 

@@ -1,4 +1,4 @@
-"""The definition of the distances between rows, in eager PyTorch: every other way of computing them is tested against
+"""The definition of the distances between rows, in plain PyTorch: every other way of computing them is tested against
 this one in float64. What dtype an op computes in, and what counts as rounding error there, is decided here too.
 """
 

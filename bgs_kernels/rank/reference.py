@@ -1,4 +1,4 @@
-"""The definition of ranks with ties, in eager PyTorch."""
+"""The definition of ranks with ties, in plain PyTorch."""
 
 from __future__ import annotations
 

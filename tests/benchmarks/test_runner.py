@@ -10,8 +10,14 @@ MODULE = """
 import os
 import time
 
+from benchmarks import runner
+
 
 def measure(what):
+    if what["do"].endswith(" at b"):
+        runner.begin("a")
+        runner.begin("b")
+        what["do"] = what["do"].removesuffix(" at b")
     if what["do"] == "raise":
         raise ValueError("no such thing")
     if what["do"] == "die":
@@ -70,3 +76,11 @@ def test_what_is_left_over_is_skipped(measured):
     (outcome,) = measured(("fine", 60, "a"), seconds=1.0)
     assert outcome["status"] == "skipped"
     assert "1 s" in outcome["reason"]
+
+
+def test_what_a_process_ended_or_hung_at_is_said(measured, monkeypatch):
+    monkeypatch.setattr(runner, "START_SECONDS", 20.0)
+    died, fine, hung = measured(("die at b", 60, "a"), ("fine at b", 60, "a"), ("hang at b", 1, "a"))
+    assert died["at"] == "b" and "exit code 3" in died["reason"]
+    assert fine["status"] == "ok" and "at" not in fine
+    assert hung == {"status": "failed", "reason": "stopped after 1 s", "at": "b"}

@@ -2,8 +2,7 @@
 JSON: ``python compile_ahead.py 90``, or in more combinations ``python compile_ahead.py 90 --all``. A script of its own
 because kernels that are compiled must not have been imported under TRITON_INTERPRET.
 
-What is compiled is what the launches ask for: they run on tensors that nothing reads, with the kernels replaced by
-recorders, so that pointers, strides, alignments and tiles are those of a real call.
+What is compiled is what the launches ask for (``benchmarks.launches``): they run on tensors that nothing reads.
 """
 
 import functools
@@ -18,27 +17,14 @@ import tempfile
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
+from benchmarks.launches import compiled, constants, recorded
 from bgs_kernels import tuning
 from bgs_kernels.hybrid_loss import launch
 from bgs_kernels.pairwise import fused as pairwise
 
-TYPES = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.int64: "i64",
-    torch.int32: "i32",
-    torch.uint8: "u8",
-}
 MATMUL = {"ieee": "highest", "tf32x3": "high", "tf32": "medium"}
 """The settings of torch by the precisions of Triton that they ask for."""
-
-DEFAULT_STAGES = 3
-"""Triton's own, where a launch does not say."""
 
 SETTINGS = {
     "alpha": 1.0,
@@ -50,56 +36,6 @@ SETTINGS = {
     "target_metric": "cosine",
     "rsa": "pearson",
 }
-
-
-class Recorder:
-    """Stands for a kernel in a module that launches it, and keeps its calls."""
-
-    def __init__(self, kernel, calls):
-        self.kernel, self.calls = kernel, calls
-
-    def __getitem__(self, grid):
-        return self.record
-
-    def record(self, *arguments, num_warps, enable_fp_fusion, num_stages=DEFAULT_STAGES, maxnreg=None, **words):
-        signature, constants, hints = {}, dict(words), {}
-        given = dict(zip(self.kernel.arg_names, arguments, strict=False)) | words
-        assert list(given) == self.kernel.arg_names[: len(arguments)] + list(words)
-        assert sorted(given) == sorted(self.kernel.arg_names), self.kernel.__name__
-        for place, name in enumerate(self.kernel.arg_names):
-            value = given[name]
-            if isinstance(value, torch.Tensor):
-                signature[name], even = f"*{TYPES[value.dtype]}", value.data_ptr() % 16 == 0
-            elif name in words or (isinstance(value, int) and value == 1):
-                signature[name], constants[name], even = "constexpr", value, False
-            elif isinstance(value, float):
-                signature[name], even = "fp32", False
-            else:
-                signature[name], even = "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
-            if even:
-                hints[(place,)] = [["tt.divisibility", 16]]
-        options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": enable_fp_fusion}
-        options |= {} if maxnreg is None else {"maxnreg": maxnreg}
-        self.calls.append((self.kernel, signature, constants, hints, options))
-
-
-def recorded(call, modules=(launch, pairwise)):
-    """Run a call with every kernel of the modules that launch them replaced, and give what was asked of the kernels."""
-    calls = []
-    kernels = [
-        (module, name, kernel)
-        for module in modules
-        for name, kernel in vars(module).items()
-        if isinstance(kernel, triton.JITFunction)
-    ]
-    for module, name, kernel in kernels:
-        setattr(module, name, Recorder(kernel, calls))
-    try:
-        call()
-    finally:
-        for module, name, kernel in kernels:
-            setattr(module, name, kernel)
-    return calls
 
 
 def loss(
@@ -279,13 +215,6 @@ def chosen_by(function, choices):
     return choose
 
 
-def compiled(kernel, signature, constants, hints, options, target):
-    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    return triton.compile(
-        ASTSource(kernel, signature, places, hints), target=GPUTarget("cuda", target, 32), options=options
-    )
-
-
 @functools.cache
 def cuobjdump() -> str:
     return glob.glob(os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump"))[0]
@@ -322,37 +251,42 @@ def spilled_in_loops(kernel) -> int:
     return sum(any(first <= place <= last for first, last in loops) for place in on_stack)
 
 
-def report(plan, modules, target):
-    """Compile every kernel that calls ask for, once, and print a line for each.
+def built(plan, target):
+    """Compile every kernel that calls ask for, once.
 
     Args:
         plan: (is_even, names, precision, call): whether the call's kernels must stay in registers, the names of those
             that are compiled or () for all, the precision of float32 products, and the call.
-        modules: those that launch the kernels.
         target: the compute capability times ten.
+
+    Yields:
+        The kernel, and what a line about it begins with.
     """
     seen = set()
     for is_even, names, precision, call in plan:
         torch.set_float32_matmul_precision(MATMUL[precision])
-        for kernel, signature, constants, hints, options in recorded(call, modules):
-            key = json.dumps([kernel.__name__, signature, constants, sorted(hints), options])
-            if key in seen or (names and kernel.__name__ not in names):
+        with recorded() as launches:
+            call()
+        for each in launches:
+            if names and each.kernel.__name__ not in names:
                 continue
-            seen.add(key)
-            built = compiled(kernel, signature, constants, hints, options, target)
-            ptx = built.asm["ptx"]
+            kernel = compiled(each, target)
+            if kernel.hash in seen:
+                continue
+            seen.add(kernel.hash)
+            ptx, signature = kernel.asm["ptx"], kernel.src.signature
             line = {
-                "kernel": kernel.__name__,
-                "rows": signature.get("p_x", "*fp32").removeprefix("*"),
-                "words": {name: value for name, value in constants.items() if not name.startswith("stride_")},
-                "warps": options["num_warps"],
-                "stages": options["num_stages"],
+                "kernel": each.kernel.__name__,
+                "rows": signature.get("p_x", signature.get("p_q", "*fp32")).removeprefix("*"),
+                "words": {name: value for name, value in constants(kernel).items() if not name.startswith("stride_")},
+                "warps": kernel.metadata.num_warps,
+                "stages": kernel.metadata.num_stages,
                 "even": is_even,
-                **resources(built),
+                **resources(kernel),
                 "wgmma": "wgmma.mma_async" in ptx,
                 "float_atomics": bool(re.search(r"\b(atom|red)\.[\w.:]*\.(f16|bf16|f32|f64)", ptx)),
             }
-            print(json.dumps(line), flush=True)
+            yield kernel, line
 
 
 def main(target: int, everything: bool) -> None:
@@ -366,7 +300,8 @@ def main(target: int, everything: bool) -> None:
     if target == 90 or everything:  # what follows differs in arithmetic, not in what a generation of GPUs can hold
         plan += [(True, (), *each) for each in calls_for_words()]
         plan += [(False, (), *each) for each in calls_of_odd_shapes()]
-    report(plan, (launch, pairwise), target)
+    for _, line in built(plan, target):
+        print(json.dumps(line), flush=True)
     if expected - choices:
         raise AssertionError(f"tiles that no call asked for: {sorted(expected - choices, key=str)}")
 

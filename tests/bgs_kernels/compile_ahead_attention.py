@@ -9,7 +9,7 @@ import re
 import sys
 
 import torch
-from compile_ahead import MATMUL, compiled, recorded, resources
+from compile_ahead import built
 
 from bgs_kernels import tuning
 from bgs_kernels.attention import launch, tiles
@@ -91,34 +91,18 @@ def calls_of_odd_shapes():
 def main(target: int, everything: bool) -> None:
     capability = divmod(target, 10)
     tuning.capability = lambda device: capability
-    plan = [(True, *each) for each in calls_for_tiles(capability, everything)]
+    plan = [(True, each) for each in calls_for_tiles(capability, everything)]
     if target == 90 or everything:  # what follows differs in arithmetic, not in what a generation of GPUs can hold
-        plan += [(True, *each) for each in calls_for_words(everything)]
-        plan += [(False, *each) for each in calls_of_odd_shapes()]
-    seen = set()
-    for is_even, name, precision, call in ((even, name, precision, call) for even, precision, name, call in plan):
-        torch.set_float32_matmul_precision(MATMUL[precision])
-        for kernel, signature, constants, hints, options in recorded(call, (launch,)):
-            key = json.dumps([kernel.__name__, signature, constants, sorted(hints), options])
-            if key in seen or (name and kernel.__name__ != name):
-                continue
-            seen.add(key)
-            built = compiled(kernel, signature, constants, hints, options, target)
-            ptx = built.asm["ptx"]
-            line = {
-                "kernel": kernel.__name__,
-                "rows": signature.get("p_q", signature.get("p_x")).removeprefix("*"),
-                "words": {name: value for name, value in constants.items() if not name.startswith("stride_")},
-                "warps": options["num_warps"],
-                "stages": options["num_stages"],
-                "even": is_even,
-                **resources(built),
-                "wgmma": "wgmma.mma_async" in ptx,
-                "tensor_cores": bool(re.search(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", ptx)),
-                "wide_loads": bool(re.search(r"cp\.async\.c[ag]\.shared\.global .*0x10|ld\.global\.v4\.b32", ptx)),
-                "float_atomics": bool(re.search(r"\b(atom|red)\.[\w.:]*\.(f16|bf16|f32|f64)", ptx)),
-            }
-            print(json.dumps(line), flush=True)
+        plan += [(True, each) for each in calls_for_words(everything)]
+        plan += [(False, each) for each in calls_of_odd_shapes()]
+    calls = [(is_even, (name,) if name else (), precision, call) for is_even, (precision, name, call) in plan]
+    for kernel, line in built(calls, target):
+        ptx = kernel.asm["ptx"]
+        line |= {
+            "tensor_cores": bool(re.search(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", ptx)),
+            "wide_loads": bool(re.search(r"cp\.async\.c[ag]\.shared\.global .*0x10|ld\.global\.v4\.b32", ptx)),
+        }
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

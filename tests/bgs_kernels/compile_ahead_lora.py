@@ -4,11 +4,12 @@ compile_ahead_lora.py 90``, or in more combinations ``python compile_ahead_lora.
 
 import functools
 import itertools
+import json
 import os
 import sys
 
 import torch
-from compile_ahead import report
+from compile_ahead import built
 
 from bgs_kernels import Projection, tuning
 from bgs_kernels.lora import launch, plan
@@ -135,7 +136,8 @@ def main(target: int, everything: bool) -> None:
         calls += [(False, (), *each) for each in calls_of_odd_shapes()]
     if everything:
         calls += [(True, (), *each) for each in calls_of_everything()]
-    report(calls, (launch,), target)
+    for _, line in built(calls, target):
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

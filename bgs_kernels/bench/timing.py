@@ -1,10 +1,12 @@
-"""How a benchmark measures: time, CUDA graphs, kernel launches, memory, and what the device itself can do."""
+"""How a benchmark measures: time, CUDA graphs, kernel launches and memory; and what the device is and can do."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import gc
+import os
+import platform
 import statistics
 import time
 from collections import Counter
@@ -115,7 +117,7 @@ def _clock(device: torch.device) -> Callable[[Callable[..., Any], tuple[Any, ...
     """Give what calls a step once and returns its time in ms."""
     if device.type != "cuda":
         return _cpu_clock
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     spoiler = torch.empty(2 * cache, dtype=torch.int8, device=device)
 
@@ -126,7 +128,7 @@ def _clock(device: torch.device) -> Callable[[Callable[..., Any], tuple[Any, ...
         step(*arguments)
         end.record()
         end.synchronize()
-        return start.elapsed_time(end)
+        return float(start.elapsed_time(end))
 
     return clock
 
@@ -155,7 +157,7 @@ def captured(step: Callable[[], Any], *, device: torch.device) -> Callable[[], N
         WaitsForDevice: the step does; nothing was captured.
         RuntimeError: it cannot be captured for another reason. Memory may stay allocated: end the process soon.
     """
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
@@ -202,7 +204,7 @@ def launches(step: Callable[..., Any], *, prepare: Callable[[], tuple[Any, ...]]
     names = Counter(
         event.name
         for event in profile.events() or ()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type.name == "CUDA"
         and not getattr(event, "is_user_annotation", False)
         and event.name != "Activity Buffer Request"
     )
@@ -258,6 +260,24 @@ def _kilobytes(name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1])
     raise LookupError(name)
+
+
+def device_name(device: torch.device) -> str:
+    """Name the device: the GPU's model, or the CPU's with its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_model()}, {os.cpu_count()} cores"
+
+
+def cpu_model() -> str:
+    """Name the CPU."""
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def ceilings(device: torch.device) -> dict[str, Any]:

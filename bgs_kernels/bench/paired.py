@@ -14,16 +14,19 @@ from typing import Any
 
 import torch
 
-from benchmarks import runner, timing
+from bgs_kernels.bench import timing
 
 OURS = 2.0
-"""How many times the error of eager PyTorch in the same dtype a result of this project's kernels may have."""
+"""How many times the error of plain PyTorch in the same dtype a result of this project's kernels may have."""
 
 LIBRARY = 8.0
 """The same for a library, which is not what is tested here: more than that and it computes something else."""
 
 ROUNDING = 2e-6
 """What is added to that, relative to the norm of the exact result: sums of float32 in another order."""
+
+RESTART = "restart_process"
+"""An outcome that holds this key asks for another process for what comes next."""
 
 Results = Mapping[str, torch.Tensor]
 """What a contender computes, by name: outputs and gradients."""
@@ -42,44 +45,74 @@ class Contender:
         results: computes what is compared with the exact results, given whatever randomness they were computed with;
             None for what computes something else: a part of the case, as a bound of its time.
         about: what else is recorded.
+        own_graph: whether the step replays a CUDA graph of its own, so that none can be made of it.
+        coarse: what the relative error of its results may be beyond that of the others, where it computes in a lower
+            precision on purpose.
     """
 
     step: Callable[[], Any]
     results: Callable[[], Results] | None
     about: Mapping[str, Any] = field(default_factory=dict)
+    own_graph: bool = False
+    coarse: float = 0.0
 
 
 def compare(
     builders: Mapping[str, Callable[[], Contender]],
     *,
     exact: Results,
-    eager: Results,
+    allowed: Mapping[str, float],
     ours: Collection[str],
     baselines: Mapping[str, Collection[str]],
     device: torch.device,
     seconds: float,
     graphs: bool = True,
+    begin: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
     """Measure contenders whose results are right.
 
     Args:
         builders: make the contenders, by name, in the order in which they are tried.
         exact: the results in float64.
-        eager: those of eager PyTorch in the dtype of the case; their errors set the bounds.
+        allowed: the errors of plain PyTorch in the dtype of the case, by result: they set the bounds.
         ours: the contenders that are held to ``OURS``; the others are held to ``LIBRARY``.
         baselines: what times are compared with, by the name of the comparison: the fastest of these contenders.
         device: where they run.
         seconds: about how long each is timed.
         graphs: whether they are timed as CUDA graphs as well.
+        begin: called with the name of each contender before it is tried, and with "" once all have been.
 
     Returns:
         ``contenders``: of each what it adds to its entry in the JSON file. ``broken_by``, if one of them left a device
         that no longer answers to this process: those after it were not tried.
     """
+    right, outcomes, broken_by = check(builders, exact=exact, allowed=allowed, ours=ours, device=device, begin=begin)
+    if broken_by is not None:
+        return {"contenders": {broken_by: outcomes[broken_by]}, "broken_by": broken_by, RESTART: True}
+    if not right:
+        return {"contenders": outcomes}
+    restart = measure(right, outcomes, baselines=baselines, device=device, seconds=seconds, graphs=graphs)
+    return {"contenders": outcomes, RESTART: restart}
+
+
+def check(
+    builders: Mapping[str, Callable[[], Contender]],
+    *,
+    exact: Results,
+    allowed: Mapping[str, float],
+    ours: Collection[str],
+    device: torch.device,
+    begin: Callable[[str], None] = lambda name: None,
+) -> tuple[dict[str, Contender], dict[str, dict[str, Any]], str | None]:
+    """Build contenders and hold their results against the exact ones; the arguments are those of ``compare``.
+
+    Returns:
+        those that are right; of each its outcome so far; and the one that broke the device, or None.
+    """
     outcomes: dict[str, dict[str, Any]] = {}
     right: dict[str, Contender] = {}
-    allowed = errors(eager, exact)
     for name, build in builders.items():
+        begin(name)
         try:
             contender = build()
             outcomes[name] = _checked(contender, exact, allowed, OURS if name in ours else LIBRARY)
@@ -88,15 +121,66 @@ def compare(
                 _synchronize(device)
                 right[name] = contender
         except Unsupported as reason:
-            outcomes[name] = {"status": "skipped", "reason": str(reason)}
+            outcomes[name] = {"status": "unsupported", "reason": str(reason)}
+        except torch.OutOfMemoryError as error:
+            outcomes[name] = {"status": "unsupported", "reason": f"out of memory: {str(error).splitlines()[0]}"[:300]}
         except Exception as error:  # whatever is raised is this contender's outcome
-            outcomes[name] = {"status": "failed", "reason": f"{type(error).__name__}: {error}".strip()[:600]}
-        if outcomes[name]["status"] == "failed" and not _answers(device):
-            return {"contenders": {name: outcomes[name]}, "broken_by": name, runner.RESTART: True}
-    if not right:
-        return {"contenders": outcomes}
-    restart = _measured(right, outcomes, baselines, device, seconds, graphs)
-    return {"contenders": outcomes, runner.RESTART: restart}
+            outcomes[name] = failed(error)
+        if outcomes[name]["status"] != "ok" and not _answers(device):
+            return right, outcomes, name
+    begin("")
+    return right, outcomes, None
+
+
+def failed(error: Exception) -> dict[str, Any]:
+    """Give the outcome of what raised an error."""
+    return {"status": "failed", "reason": f"{type(error).__name__}: {error}".strip()[:600]}
+
+
+def measure(
+    contenders: Mapping[str, Contender],
+    outcomes: dict[str, dict[str, Any]],
+    *,
+    baselines: Mapping[str, Collection[str]],
+    device: torch.device,
+    seconds: float,
+    graphs: bool = True,
+) -> bool:
+    """Add times, ratios and memory to the outcomes of contenders that are right.
+
+    Args:
+        contenders: by name.
+        outcomes: by name.
+        baselines, device, seconds, graphs: those of ``compare``.
+
+    Returns:
+        whether the process had better end: a graph could not be captured.
+    """
+    times = timing.interleaved(
+        {name: each.step for name, each in contenders.items()}, device=device, seconds=seconds * len(contenders)
+    )
+    _add(outcomes, "step_ms", "faster_than", times, baselines)
+    for name, each in contenders.items():
+        peak = timing.peak_bytes(each.step, device=device)
+        if peak is not None:
+            outcomes[name]["peak_bytes"] = peak
+    if device.type != "cuda" or not graphs:
+        return False
+    replays, restart = {}, False
+    for name, each in contenders.items():
+        try:
+            replays[name] = each.step if each.own_graph else timing.captured(each.step, device=device)
+        except timing.WaitsForDevice as error:
+            outcomes[name]["no_graph"] = str(error)
+        except Exception as error:  # whatever a library raises here says that it cannot be captured
+            outcomes[name]["no_graph"] = f"{type(error).__name__}: {error}"[:300]
+            restart = True
+            if not _answers(device):
+                return True
+    if replays:
+        times = timing.interleaved(replays, device=device, seconds=seconds * len(replays))
+        _add(outcomes, "graph_ms", "graph_faster_than", times, baselines)
+    return restart
 
 
 def counted(builders: Mapping[str, Callable[[], Contender]]) -> dict[str, Any]:
@@ -106,7 +190,7 @@ def counted(builders: Mapping[str, Callable[[], Contender]]) -> dict[str, Any]:
         try:
             outcomes[name] = {"launches": {"step": timing.launches(build().step)}}
         except Exception as error:  # whatever is raised is this contender's outcome
-            outcomes[name] = {"status": "failed", "reason": f"{type(error).__name__}: {error}".strip()[:600]}
+            outcomes[name] = failed(error)
     return {"contenders": outcomes}
 
 
@@ -138,7 +222,7 @@ def geometric_mean(values: Collection[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, values)))
 
 
-def _checked(contender: Contender, exact: Results, allowed: dict[str, float], factor: float) -> dict[str, Any]:
+def _checked(contender: Contender, exact: Results, allowed: Mapping[str, float], factor: float) -> dict[str, Any]:
     outcome: dict[str, Any] = {"status": "ok", **contender.about}
     if contender.results is None:
         return outcome
@@ -146,48 +230,12 @@ def _checked(contender: Contender, exact: Results, allowed: dict[str, float], fa
     results = contender.results()
     outcome["first_call_s"] = time.perf_counter() - begin
     found = errors(results, exact)
-    bound = {name: factor * error + ROUNDING for name, error in allowed.items()}
+    bound = {name: factor * error + ROUNDING + contender.coarse for name, error in allowed.items()}
     outcome |= {"error": found, "error_bound": bound}
     # a NaN is within no bound
     if not all(found[name] <= bound[name] for name in bound):
         outcome |= {"status": "wrong", "reason": f"error {found}, allowed {bound}"}
     return outcome
-
-
-def _measured(
-    contenders: Mapping[str, Contender],
-    outcomes: dict[str, dict[str, Any]],
-    baselines: Mapping[str, Collection[str]],
-    device: torch.device,
-    seconds: float,
-    graphs: bool,
-) -> bool:
-    """Add times, ratios and memory to the outcomes; say whether the process had better end."""
-    times = timing.interleaved(
-        {name: each.step for name, each in contenders.items()}, device=device, seconds=seconds * len(contenders)
-    )
-    _add(outcomes, "step_ms", "faster_than", times, baselines)
-    for name, each in contenders.items():
-        peak = timing.peak_bytes(each.step, device=device)
-        if peak is not None:
-            outcomes[name]["peak_bytes"] = peak
-    if device.type != "cuda" or not graphs:
-        return False
-    replays, restart = {}, False
-    for name, each in contenders.items():
-        try:
-            replays[name] = timing.captured(each.step, device=device)
-        except timing.WaitsForDevice as error:
-            outcomes[name]["no_graph"] = str(error)
-        except Exception as error:  # whatever a library raises here says that it cannot be captured
-            outcomes[name]["no_graph"] = f"{type(error).__name__}: {error}"[:300]
-            restart = True
-            if not _answers(device):
-                return True
-    if replays:
-        times = timing.interleaved(replays, device=device, seconds=seconds * len(replays))
-        _add(outcomes, "graph_ms", "graph_faster_than", times, baselines)
-    return restart
 
 
 def _add(

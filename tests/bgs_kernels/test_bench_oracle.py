@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from benchmarks import oracle
 from bgs_kernels import hybrid_loss
+from bgs_kernels.bench import oracle
 
 ROWS, COLUMNS, BLOCK = 130, 24, 64
 

@@ -1,5 +1,5 @@
-"""The exact hybrid loss and its gradient, computed by blocks, so that no N x N matrix is ever held: what the benchmarks
-compare every contender with, at sizes that the reference cannot reach in float64.
+"""The exact hybrid loss and its gradient, computed by blocks, so that no N x N matrix is ever held: what contenders are
+compared with, at sizes that the reference cannot reach in float64.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def products_dtype(rows: int, columns: int, device: torch.device) -> torch.dtype
         return torch.float64
     probe = torch.randn(2048, 2048, dtype=torch.float64, device=device)
     probe @ probe
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     probe @ probe
     end.record()
@@ -109,7 +109,8 @@ class _Pairs:
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
     x = x.detach().double()
-    return x / x.norm(dim=-1, keepdim=True)
+    unit: torch.Tensor = x / x.norm(dim=-1, keepdim=True)
+    return unit
 
 
 def _correlation(pairs: _Pairs, towards: torch.Tensor, *, beta: float) -> torch.Tensor:
@@ -122,7 +123,7 @@ def _correlation(pairs: _Pairs, towards: torch.Tensor, *, beta: float) -> torch.
     total, sum_d, sum_h, dd, hh, dh = sums
     mean_d, mean_h = 1 + sum_d / total, 1 + sum_h / total
     dd, hh, dh = dd - sum_d * sum_d / total, hh - sum_h * sum_h / total, dh - sum_d * sum_h / total
-    r = dh / (dd * hh).sqrt()
+    r: torch.Tensor = dh / (dd * hh).sqrt()
     on_target, on_distance = -beta / (dd * hh).sqrt(), beta * r / dd
     for rows, columns, d, h, w in pairs:
         slope = d.sub_(mean_d).mul_(on_distance).add_(h.sub_(mean_h).mul_(on_target)).mul_(w).to(pairs.near.dtype)
@@ -137,7 +138,7 @@ def _triplets(
 ) -> torch.Tensor:
     """Compute the mean cross-entropy, and add the gradient of alpha times it for the unit vectors to ``towards``."""
     loss = torch.zeros((), dtype=torch.float64, device=unit.device)
-    for some in triplets.long().split(TRIPLETS_AT_A_TIME):
+    for some in torch.split(triplets.long(), TRIPLETS_AT_A_TIME):
         i, j, k = (unit[some[:, place]] for place in range(3))
         shares = (torch.stack(((i * j).sum(-1), (i * k).sum(-1), (j * k).sum(-1)), -1) - 1) / temperature
         log_shares = shares.log_softmax(-1)
