@@ -66,6 +66,9 @@ SMALL = tuple(name for name in SIZES if name.endswith(" rows"))
 ON_CUDA = ("published", "16k", "65k", "4k", "1k-narrow", *SMALL, "1k")
 ON_CPU = ("published", "1k-narrow", "4k", *SMALL)
 
+TO_COMPILE = ("published", "16k", "1k-narrow", "4k")
+"""Where ``torch.compile`` is measured, which takes longer to compile than all the rest of a size."""
+
 MODES = {
     "bfloat16": (torch.bfloat16, "high"),
     "float32 highest": (torch.float32, "highest"),
@@ -187,7 +190,8 @@ def measure(what: dict[str, Any]) -> dict[str, Any]:
     """
     size, mode, names, device = what["size"], what["mode"], what["contenders"], torch.device(what["device"])
     torch.set_float32_matmul_precision(MODES[mode][1])
-    torch._dynamo.reset()  # type: ignore[no-untyped-call]
+    if any(name in COMPILED for name in names):
+        torch._dynamo.reset()
     given = _problem(size, mode, device)
     builders = {name: functools.partial(problem.contender, name, given) for name in names}
     if what["kind"] == "launches":
@@ -211,36 +215,39 @@ def measure(what: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def outside_the_kernel(given: Problem) -> float:
-    """Measure what a step by the native backend takes beside the functions of csrc, in microseconds."""
-    step, inside = problem.contender("native", given).step, []
+class Watched:
+    """The compiled module, with the ``seconds`` that are spent in its functions."""
 
-    class Watched:
-        """csrc, its calls timed."""
+    def __init__(self, module: Any) -> None:
+        self.module, self.seconds = module, 0.0
 
-        def __getattr__(self, name: str) -> Any:
-            function = getattr(module, name)
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self.module, name)
 
-            def timed(*arguments: Any) -> Any:
-                begin = time.perf_counter()
-                try:
-                    return function(*arguments)
-                finally:
-                    inside.append(time.perf_counter() - begin)
+        def timed(*arguments: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - begin
 
-            return timed
+        return timed
 
-    module, outside = native.module, []
-    native.module = Watched()
+
+def outside_the_kernel(given: Problem) -> float | None:
+    """Measure what a step by the native backend takes beside the compiled functions, in microseconds; None where it
+    calls none that can be watched."""
+    step, outside = problem.contender("native", given).step, []
+    native.module = watched = Watched(native.module)
     try:
         for _ in range(OVERHEAD_CALLS):
-            inside.clear()
+            watched.seconds = 0.0
             begin = time.perf_counter()
             step()
-            outside.append(time.perf_counter() - begin - sum(inside))
+            outside.append(time.perf_counter() - begin - watched.seconds)
     finally:
-        native.module = module
-    return 1e6 * statistics.median(outside)
+        native.module = watched.module
+    return 1e6 * statistics.median(outside) if watched.seconds else None
 
 
 def work(size: Size, element_bytes: int) -> dict[str, float]:
@@ -362,18 +369,20 @@ def _graph(case: dict[str, Any], baseline: str) -> float | None:
 def jobs(
     device: torch.device, names: tuple[str, ...], sizes: tuple[str, ...], modes: tuple[str, ...], seconds: float
 ) -> Iterator[runner.Job]:
-    """List what to measure, the most important first: all that is not compiled, then what is, beside the others."""
+    """List what to measure, the most important first: all that is not compiled, then what is, beside the others; on a
+    GPU the first size comes compiled before the other sizes."""
     plain = [name for name in names if name not in COMPILED and name != "keops"]
-    cases = [(size, mode) for mode in modes for size in sizes]
-    cases.sort(key=lambda case: case[0] != sizes[0])  # the first size comes in every mode
-    for size, mode in cases:
-        yield _job("time", device, plain, size, mode, seconds)
-    for size, mode in cases:
+    first, others = [(sizes[0], mode) for mode in modes], [(size, mode) for mode in modes for size in sizes[1:]]
+    cuda = device.type == "cuda"
+    for cases in (first, others) if cuda else ([*first, *others],):
+        for size, mode in cases:
+            yield _job("time", device, plain, size, mode, seconds)
         for name in names:
-            if name not in plain and _serves(name, size, mode):
-                yield _job("time", device, [*plain, name], size, mode, seconds)
-    for size, mode in cases:
-        if device.type == "cuda" and mode != "float32 high":  # whose launches are those of "float32 highest"
+            for size, mode in cases:
+                if name not in plain and (name == "keops" or size in TO_COMPILE) and _serves(name, size, mode):
+                    yield _job("time", device, [*plain, name], size, mode, seconds)
+    for size, mode in [*first, *others]:
+        if cuda and mode != "float32 high":  # whose launches are those of "float32 highest"
             yield _job("launches", device, [name for name in names if name != "keops"], size, mode, seconds)
 
 
@@ -421,11 +430,15 @@ def main(arguments: list[str] | None = None) -> int:
     return command.run(new_results(given.out), todo, module=MODULE, seconds=given.seconds)
 
 
-@pytest.mark.parametrize("name", problem.contenders(environment.default_device()))
+def _quickly() -> list[str]:
+    """Name those that need not be compiled."""
+    names = problem.contenders(environment.default_device())
+    return [name for name in names if name not in COMPILED and problem.serves(name, half=False, dense=True)]
+
+
+@pytest.mark.parametrize("name", _quickly())
 def test_loss_and_gradient(benchmark: Any, name: str) -> None:
     given = problem.draw(250, 128, 24_096, device=environment.default_device(), settings=SETTINGS)
-    if not problem.serves(name, half=False, dense=True):
-        pytest.skip("computes nothing here")
     contender = problem.contender(name, given)
     if contender.results is not None:
         exact = given.step(functools.partial(_reference, given))

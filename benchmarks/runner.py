@@ -4,6 +4,7 @@ device costs nothing but itself.
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import logging
@@ -134,13 +135,21 @@ class _Worker:
 def _serve(module: str, connection: Connection) -> None:
     global _connection
     _connection = connection
-    measure: Callable[[dict[str, Any]], dict[str, Any]] = importlib.import_module(module).measure
+    try:
+        measure: Callable[[dict[str, Any]], dict[str, Any]] = importlib.import_module(module).measure
+    except Exception as error:
+        measure = functools.partial(_refuse, error)
     # what the imports made stays: looking through it takes a fifth of a second before every measurement of memory
     gc.freeze()
     try:
         _answer(measure, connection)
     finally:
         gc.unfreeze()
+
+
+def _refuse(error: Exception, what: dict[str, Any]) -> dict[str, Any]:
+    """Let every job fail for the reason for which the module could not be imported."""
+    raise error
 
 
 def _answer(measure: Callable[[dict[str, Any]], dict[str, Any]], connection: Connection) -> None:

@@ -47,7 +47,7 @@ SAMPLE_ROWS = 1_000
 """Up to so many rows nothing is slow; beyond, times are predicted from eager PyTorch's at so many."""
 
 ERROR = {"loss": 1e-5, "gradient": 1e-5}
-"""What stands for the error of eager PyTorch in float32 where it is not run; in half precision two roundings."""
+"""The least that counts as the error of eager PyTorch in float32; in half precision two roundings more."""
 
 COMPILING = 0.6
 """The share of the time left that one compilation may take."""
@@ -212,6 +212,10 @@ def measure(given: Problem, names: tuple[str, ...], seconds: float) -> tuple[dic
     allowed = {name: error + 2 * half * torch.finfo(given.embeddings.dtype).eps for name, error in ERROR.items()}
     if exact is None:
         exact, allowed = {}, {}
+    elif STEPS * step_seconds < clock.left() / 4:
+        with contextlib.suppress(Unsupported):
+            by_eager = paired.errors(problem.contender("eager", given).step(), exact)
+            allowed = {name: max(error, allowed[name]) for name, error in by_eager.items()}
     spent: list[float] = []
     builders = {name: functools.partial(in_time, name, given, step_seconds, clock, spent) for name in names}
     ours = [name for name in names if problem.is_ours(name)]

@@ -4,6 +4,7 @@ then their times in turns, so that a ratio of two of them is one of the same min
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import statistics
@@ -156,10 +157,10 @@ def measure(
     Returns:
         whether the process had better end: a graph could not be captured.
     """
-    times = timing.interleaved(
-        {name: each.step for name, each in contenders.items()}, device=device, seconds=seconds * len(contenders)
-    )
+    times, failures = _in_turns({name: each.step for name, each in contenders.items()}, device, seconds)
+    outcomes.update({name: failed(raised) for name, raised in failures.items()})
     _add(outcomes, "step_ms", "faster_than", times, baselines)
+    contenders = {name: contenders[name] for name in times}
     for name, each in contenders.items():
         peak = timing.peak_bytes(each.step, device=device)
         if peak is not None:
@@ -177,10 +178,42 @@ def measure(
             restart = True
             if not _answers(device):
                 return True
-    if replays:
-        times = timing.interleaved(replays, device=device, seconds=seconds * len(replays))
-        _add(outcomes, "graph_ms", "graph_faster_than", times, baselines)
+    times, failures = _in_turns(replays, device, seconds)
+    for name, raised in failures.items():
+        outcomes[name]["no_graph"] = failed(raised)["reason"]
+    _add(outcomes, "graph_ms", "graph_faster_than", times, baselines)
     return restart
+
+
+class _StepFailed(Exception):
+    """A step raised while it was timed."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        super().__init__(name)
+        self.name, self.error = name, error
+
+
+def _in_turns(
+    steps: Mapping[str, Callable[[], Any]], device: torch.device, seconds: float
+) -> tuple[dict[str, list[float]], dict[str, Exception]]:
+    """Time steps in turns, for so many seconds each; give the times of those that do not raise, and what the others
+    raised."""
+
+    def watched(name: str, step: Callable[[], Any]) -> None:
+        try:
+            step()
+        except Exception as error:
+            raise _StepFailed(name, error) from error
+
+    left = {name: functools.partial(watched, name, step) for name, step in steps.items()}
+    failures: dict[str, Exception] = {}
+    while left:
+        try:
+            return timing.interleaved(left, device=device, seconds=seconds * len(left)), failures
+        except _StepFailed as failure:
+            failures[failure.name] = failure.error
+            del left[failure.name]
+    return {}, failures
 
 
 def counted(builders: Mapping[str, Callable[[], Contender]]) -> dict[str, Any]:

@@ -43,6 +43,9 @@ def test_time_outside_the_compiled_function(monkeypatch):
     outcome = measured("4 rows", "float32 highest", "eager", "native")["native"]
     assert 0 < outcome["outside_us"] < 1e3 * outcome["step_ms"]["high_ms"] * 5
     assert native.module is module
+    monkeypatch.setattr(problem, "hybrid_loss", lambda x, *rest, **settings: x.sum())
+    given = problem.draw(4, 4, 2)
+    assert bench.outside_the_kernel(given) is None  # and not all of the time
 
 
 def test_a_wrong_contender_is_found(monkeypatch):
@@ -64,7 +67,7 @@ def test_jobs_come_by_importance():
     second = [(job.what["size"], job.what["mode"]) for job in todo[1:3]]
     assert second == [("published", "bfloat16"), ("1k-narrow", "float32 highest")]
     compiled = [job for job in todo if "compile" in job.what["contenders"]]
-    assert len(compiled) == 2 * len(bench.ON_CPU) and {job.process for job in compiled} == {"compile"}
+    assert len(compiled) == 2 * 3 and {job.process for job in compiled} == {"compile"}
     assert all({"eager", "native"} < set(job.what["contenders"]) for job in compiled)  # its ratio is of the same turns
     assert all(job.what["kind"] == "time" and "keops" not in job.what["contenders"] for job in todo)
     of_targets = next(job for job in bench.jobs(CPU, names, ("20k",), ("float32 highest",), 0.1))
@@ -73,6 +76,12 @@ def test_jobs_come_by_importance():
     counts = [job for job in on_cuda if job.what["kind"] == "launches"]
     assert len(counts) == 2 and {job.process for job in counts} == {"counts"}
     assert any(job.process == "keops" for job in on_cuda)
+    on_cuda = list(bench.jobs(CUDA, names, bench.ON_CUDA, tuple(bench.MODES), 0.1))
+    assert [(job.what["size"], job.process) for job in on_cuda[:7]] == [
+        *[("published", "times")] * 3,
+        *[("published", "compile")] * 3,
+        ("16k", "times"),
+    ]
 
 
 def case(size, name, eager=None, mode="float32 highest", **rest):

@@ -84,3 +84,10 @@ def test_what_a_process_ended_or_hung_at_is_said(measured, monkeypatch):
     assert died["at"] == "b" and "exit code 3" in died["reason"]
     assert fine["status"] == "ok" and "at" not in fine
     assert hung == {"status": "failed", "reason": "stopped after 1 s", "at": "b"}
+
+
+def test_a_module_that_cannot_be_imported_says_why(measured, tmp_path):
+    (tmp_path / "measurements_of_a_test.py").write_text("import no_such_module")
+    assert measured(("fine", 60, "a")) == [
+        {"status": "failed", "reason": "ModuleNotFoundError: No module named 'no_such_module'"}
+    ]

@@ -126,7 +126,7 @@ def run(capsys, *arguments):
     [
         (),
         ("--dtype", "bfloat16", "--metric", "euclidean", "--triplet", "margin", "--rsa", "cosine"),
-        ("--target-embeddings", "5", "--temperature", "0.3"),
+        ("--target-embeddings", "5", "--temperature", "0.001"),
     ],
 )
 def test_a_table_is_printed(capsys, arguments):

@@ -72,6 +72,20 @@ def test_what_fails_costs_only_itself():
     assert all("step_ms" in outcomes[name] for name in ("first", "ours"))
 
 
+def test_what_fails_while_it_is_timed_costs_only_itself():
+    calls = []
+
+    def fail():
+        calls.append(1)
+        if len(calls) > 3:
+            raise RuntimeError("out of order")
+
+    outcomes = compared(first=off_by(0.0), fails=off_by(0.0, step=fail), ours=off_by(0.0))
+    assert outcomes["fails"] == {"status": "failed", "reason": "RuntimeError: out of order"}
+    assert all("step_ms" in outcomes[name] for name in ("first", "ours"))
+    assert len(outcomes["first"]["faster_than"]) == 1
+
+
 def test_a_part_of_the_case_is_timed_without_results():
     outcome = compared(first=lambda: Contender(lambda: None, None, {"about": 1}))["first"]
     assert outcome["about"] == 1 and "error" not in outcome and "step_ms" in outcome
@@ -140,3 +154,27 @@ def test_graphs_are_timed_where_they_can_be_captured(monkeypatch):
     assert found["first"]["graph_faster_than"]["first"]["median"] == 1.0
     assert found["waits"]["no_graph"] == "it waits" and "graph_ms" not in found["waits"]
     assert found["breaks"]["no_graph"] == "RuntimeError: it cannot be" and outcome["restart_process"]
+
+
+def test_a_step_with_a_graph_of_its_own_is_timed_as_it_is(monkeypatch):
+    def captured(step, device):
+        raise RuntimeError("a graph of a graph")
+
+    monkeypatch.setattr(timing, "captured", captured)
+    monkeypatch.setattr(timing, "_clock", lambda device: timing._cpu_clock)
+    monkeypatch.setattr(timing, "peak_bytes", lambda step, device: 7)
+    monkeypatch.setattr(paired, "_answers", lambda device: True)
+    outcomes = {"own": {"status": "ok"}, "other": {"status": "ok"}}
+    contenders = {name: Contender(int, None, own_graph=name == "own") for name in outcomes}
+    paired.measure(contenders, outcomes, baselines={}, device=torch.device("cuda"), seconds=0.001)
+    assert "graph_ms" in outcomes["own"] and "no_graph" not in outcomes["own"]
+    assert "graph_ms" not in outcomes["other"] and outcomes["other"]["no_graph"].endswith("a graph of a graph")
+
+
+def test_what_computes_in_a_lower_precision_on_purpose_may_be_coarser():
+    def coarse(error):
+        results = {"output": torch.tensor([3.0, 4.0 + 5 * error], dtype=torch.float64)}
+        return lambda: Contender(int, lambda: results, coarse=0.1)
+
+    outcomes = compared(first=coarse(0.09), second=coarse(0.11))
+    assert outcomes["first"]["status"] == "ok" and outcomes["second"]["status"] == "wrong"
