@@ -6,7 +6,7 @@ An implementation is a module that holds a function of the op's name and, where 
 * ``unavailable() -> str | None``: why it cannot run on this machine at all;
 * ``why_not(request: Request) -> str | None``: why it cannot serve this call;
 * ``passes_over(request: Request) -> str | None``: why "auto" prefers another backend for this call although this one
-  could serve it: in an interpreter, say, or at a size where plain PyTorch is faster. Asked for by name, the backend
+  could serve it: in an interpreter, say, or at a size where the reference is faster. Asked for by name, the backend
   serves the call all the same. A reference implementation has none of the three: it is what is left.
 
 It is imported when the op first runs; where that fails for want of a dependency, the reason is what the import said. A

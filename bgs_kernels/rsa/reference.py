@@ -1,4 +1,4 @@
-"""The definition of the RSA correlation, in eager PyTorch: which pairs of rows are observed, and how strongly the
+"""The definition of the RSA correlation, in plain PyTorch: which pairs of rows are observed, and how strongly the
 distances of two geometries agree over them.
 """
 
