@@ -41,9 +41,6 @@ PLACES_END = 2**31
 """3 T places of triplets stay below this."""
 
 
-TENSORS = 9
-"""The arguments of a call that are tensors; they come before the settings."""
-
 Settings = tuple[float, float, str, float, float, str, str, str]
 """alpha, beta, triplet, temperature, margin, metric, target_metric, rsa."""
 
@@ -158,10 +155,12 @@ def compute_call(
         return native_cuda.compute(*tensors, *settings, with_gradient)  # type: ignore[arg-type, call-arg]
     shape = embeddings.shape
     of_sets = len(shape) == 3
-    # the default device and dtype may be others
-    losses = torch.empty(shape[:-2], dtype=torch.float32, device="cpu")
-    terms = torch.empty((3, *shape[:-2]), dtype=torch.float32, device="cpu") if with_terms else None
-    gradient = torch.empty(shape if with_gradient else 0, dtype=torch.float32, device="cpu")
+    losses = embeddings.new_empty(shape[:-2], dtype=torch.float32)
+    terms = embeddings.new_empty((3, *shape[:-2]), dtype=torch.float32) if with_terms else None
+    if with_gradient:
+        gradient = torch.empty_like(embeddings, dtype=torch.float32, memory_format=torch.contiguous_format)
+    else:
+        gradient = embeddings.new_empty(0, dtype=torch.float32)
     columns = 0 if target_embeddings is None else target_embeddings.shape[-1]
     arguments: list[Any] = [
         (shape[0] if of_sets else 1, shape[-2], shape[-1], triplets.shape[-2], columns),
@@ -256,15 +255,14 @@ class NativeHybridLossFunction(torch.autograd.Function):
     first backward pass scales and hands out the one that the forward computed, another computes it again."""
 
     @staticmethod
-    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
-        tensors, (settings, with_terms, distinct) = inputs[:TENSORS], inputs[TENSORS:]
+    def forward(ctx, embeddings, constants, settings, with_terms, distinct):  # type: ignore[no-untyped-def]
+        tensors = (embeddings, *constants)
         losses, terms, ctx.gradient = compute_call(
             tensors, settings, with_gradient=True, with_terms=with_terms, distinct=distinct
         )
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*(each for each in tensors if each is not None))
-        ctx.given = tuple(each is not None for each in tensors)
-        ctx.settings, ctx.dtype = settings, tensors[0].dtype
+        ctx.save_for_backward(*tensors)
+        ctx.settings = settings
         if terms is None:
             return losses
         ctx.mark_non_differentiable(terms)
@@ -272,19 +270,19 @@ class NativeHybridLossFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream, *others):  # type: ignore[no-untyped-def]
-        nothing = (None,) * (TENSORS + 2)
         if upstream is None or not ctx.needs_input_grad[0]:
-            return None, *nothing
+            return None, None, None, None, None
         gradient, ctx.gradient = ctx.gradient, None
+        saved = ctx.saved_tensors
         if gradient is None:
-            saved = iter(ctx.saved_tensors)
-            tensors = tuple(next(saved) if given else None for given in ctx.given)
-            _, _, gradient = compute_call(tensors, ctx.settings, with_gradient=True, with_terms=False)
+            _, _, gradient = compute_call(saved, ctx.settings, with_gradient=True, with_terms=False)
         if torch.is_grad_enabled():  # a gradient of the gradient is wanted: the operator that refuses one is on record
-            return native_scaled_gradient(upstream, gradient, ctx.saved_tensors[0]), *nothing
-        if upstream.is_cuda or upstream.dim() or upstream.item() != 1:
-            gradient.mul_(_of_rows(upstream))
-        return gradient.to(ctx.dtype), *nothing
+            gradient = native_scaled_gradient(upstream, gradient, saved[0])
+        else:
+            if upstream.is_cuda or upstream.dim() or upstream.item() != 1:
+                gradient.mul_(_of_rows(upstream))
+            gradient = gradient.to(saved[0].dtype)
+        return gradient, None, None, None, None
 
 
 def plain_call(
@@ -336,16 +334,17 @@ def plain_call(
         return None
     if not dispatch.prefers("hybrid_loss", backend, "native", "cpu", shape[0]):
         return None
-    tensors = (embeddings, triplets, target, None, mask, None, None, None, None)
+    constants = (triplets, target, None, mask, None, None, None, None)
     terms = None
     try:
         if embeddings.requires_grad and torch.is_grad_enabled():
-            loss = NativeHybridLossFunction.apply(*tensors, settings, with_terms, distinct)  # type: ignore[no-untyped-call]
+            apply: Any = NativeHybridLossFunction.apply
+            loss = apply(embeddings, constants, settings, with_terms, distinct)
             if with_terms:
                 loss, terms = loss
         else:
             loss, terms, _ = compute_call(
-                tensors, settings, with_gradient=False, with_terms=with_terms, distinct=distinct
+                (embeddings, *constants), settings, with_gradient=False, with_terms=with_terms, distinct=distinct
             )
     except IndexError:
         return None
@@ -391,7 +390,7 @@ def hybrid_loss(
     if not is_eager(embeddings):
         loss, terms, _ = native_hybrid_loss(*tensors, *settings, with_gradient)
     elif with_gradient:
-        loss, terms = NativeHybridLossFunction.apply(*tensors, settings, True, False)  # type: ignore[no-untyped-call]
+        loss, terms = NativeHybridLossFunction.apply(embeddings, tensors[1:], settings, True, False)  # type: ignore[no-untyped-call]
     else:
         loss, terms, _ = compute(*tensors, *settings, with_gradient)
     triplet_term, correlation, accuracy = terms.unbind()
