@@ -262,7 +262,7 @@ class NativeHybridLossFunction(torch.autograd.Function):
         )
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        ctx.settings = settings
+        ctx.settings, ctx.dtype = settings, embeddings.dtype
         if terms is None:
             return losses
         ctx.mark_non_differentiable(terms)
@@ -273,15 +273,14 @@ class NativeHybridLossFunction(torch.autograd.Function):
         if upstream is None or not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         gradient, ctx.gradient = ctx.gradient, None
-        saved = ctx.saved_tensors
         if gradient is None:
-            _, _, gradient = compute_call(saved, ctx.settings, with_gradient=True, with_terms=False)
+            _, _, gradient = compute_call(ctx.saved_tensors, ctx.settings, with_gradient=True, with_terms=False)
         if torch.is_grad_enabled():  # a gradient of the gradient is wanted: the operator that refuses one is on record
-            gradient = native_scaled_gradient(upstream, gradient, saved[0])
+            gradient = native_scaled_gradient(upstream, gradient, ctx.saved_tensors[0])
         else:
             if upstream.is_cuda or upstream.dim() or upstream.item() != 1:
                 gradient.mul_(_of_rows(upstream))
-            gradient = gradient.to(saved[0].dtype)
+            gradient = gradient.to(ctx.dtype)
         return gradient, None, None, None, None
 
 
