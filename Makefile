@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TRAIN_ARGS ?=
+BENCHMARK_ARGS ?= build/figures
 SANITIZE_ARGS ?= -q -x -k "native and not compiles and not cuda and not neither and not thousand"
 PYTEST_ARGS ?= -n auto --maxprocesses 8 --dist worksteal
 
@@ -37,8 +38,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Goes on where the last call ended; BENCHMARK_ARGS names a folder, a time and steps (benchmarks/run_all.sh).
 benchmark: $(STAMP)
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,rounds
+	PYTHON=$(abspath $(BIN))/python benchmarks/run_all.sh $(BENCHMARK_ARGS)
 
 # The tests of csrc's CPU part on a build with the address and undefined behaviour sanitizers. Python and torch are not
 # built with them, so their runtime is loaded first and leaks are left to a test that counts memory.

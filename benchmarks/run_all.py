@@ -136,7 +136,8 @@ OF_TRITON = (
         "test_lora_parity.py",
         "test_adapters_of_two_dtypes[triton-library]",
         "test_adapters_of_two_dtypes[triton-fused]",
-        "test_ranks_that_take_several_blocks[triton-bfloat16+bfloat16-33-in-loop]",
+        "test_ranks_that_take_several_blocks[triton-bfloat16+bfloat16-33-fused]",
+        "test_what_is_not_a_number_shows[triton-bfloat16+bfloat16-in-loop]",
         "test_unadapted_result_alone_has_a_gradient[triton-library]",
         "test_mask_is_that_of_the_definition[triton-whole counters-library]",
     ),
@@ -156,7 +157,7 @@ OF_CSRC = (
     *ids(
         "test_rank.py",
         "test_equals_scipy[native-float32-17-ties]",
-        "test_equals_scipy[native-float64-5000-crowded]",
+        "test_equals_scipy[native-float64-100003-crowded]",
     ),
 )
 """Tests of csrc, which run on the GPU where there is one."""
@@ -228,14 +229,7 @@ STEPS = (
     ),
     suite("lora-rest", "lora", 90, on=(CUDA,), needs=(WARM,)),
     suite("backbones-rest", "backbones", 90, on=(CUDA,), needs=(CSRC, WARM)),
-    Step(
-        "training",
-        ("-m", "benchmarks.bench_training", "--out", "{FIGURES}"),
-        1800,
-        needs=(CSRC,),
-        section="training",
-        is_asked_for=True,
-    ),
+    suite("training", "training", 1800, needs=(CSRC,), is_asked_for=True),
 )
 """In the order of their value."""
 
@@ -296,8 +290,8 @@ class Child:
         self._reader.join(GRACE)
 
     def outcome(self) -> dict[str, Any]:
-        """Say how it ended, and why it failed if it did."""
-        self.stop()  # what it began and left behind
+        """Say how it ended, and why it failed if it did; what still runs of it is stopped."""
+        self.stop()
         status = self._process.returncode
         found = {"status": FAILED if status else PASSED, "seconds": round(self._seconds, 1), "reason": ""}
         if status:
@@ -509,11 +503,10 @@ class Run:
             told = max(limit - STARTING, 1.0)
             child = self._child(step.name, arguments(step, self._out / FIGURES, told), step)
             self._current = step.name, child
-            ended = child.wait(limit)
-            child.stop()
+            ended, at = child.wait(limit), child.last_line()
             outcome = child.outcome()
             if not ended:
-                outcome |= {"status": STOPPED, "reason": f"after {limit:.0f} s, at: {child.last_line()}"[:LETTERS]}
+                outcome |= {"status": STOPPED, "reason": f"after {limit:.0f} s, at: {at}"[:LETTERS]}
             elif outcome["status"] == PASSED and not step.section:
                 outcome["reason"] = child.last_line()
             self._current = None
@@ -576,9 +569,7 @@ class Run:
             self.say,
             os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         )
-        is_done = child.wait(RESERVE)
-        child.stop()
-        outcome = child.outcome()
+        is_done, outcome = child.wait(RESERVE), child.outcome()
         if not is_done or outcome["status"] != PASSED:
             self._failed = True
             self.say(f"table: {outcome['reason'] or f'stopped after {RESERVE:.0f} s'}")
