@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[1]
 
-INDEX, KERNELS = "prepared.json", "kernels"
-"""In a folder: what it holds, and the folder of the kernels' files."""
+INDEX, KERNELS = "prepared.json", "kernels.tar.xz"
+"""In a folder: what it holds, and the kernels' files, which compressed are a tenth."""
 
 MODULE = "_native"
 
@@ -121,14 +122,15 @@ def keep_kernels(kernels: Iterable[Any], keys: dict[str, str], folder: Path) -> 
         what ``install_kernels`` needs of each.
     """
     entries = []
-    for kernel in kernels:
-        of_kernel = folder / KERNELS / kernel.hash[:16]
-        of_kernel.mkdir(parents=True, exist_ok=True)
-        # the intermediate forms are not read again
-        files = [Path(path) for path in kernel.metadata_group.values() if path.endswith((".json", ".cubin"))]
-        for file in files:
-            shutil.copyfile(file, of_kernel / file.name)
-        entries.append({"folder": of_kernel.name, "key": keys[kernel.hash], "signature": kernel.src.signature})
+    part = folder / f".{KERNELS}"
+    with tarfile.open(part, "w:xz", preset=3) as archive:
+        for kernel in kernels:
+            of_kernel = kernel.hash[:16]
+            # the intermediate forms are not read again
+            for path in (path for path in kernel.metadata_group.values() if path.endswith((".json", ".cubin"))):
+                archive.add(path, f"{of_kernel}/{Path(path).name}")
+            entries.append({"folder": of_kernel, "key": keys[kernel.hash], "signature": kernel.src.signature})
+    part.replace(folder / KERNELS)
     return entries
 
 
@@ -153,13 +155,21 @@ def install_kernels(folder: Path, *, launchers: bool = True) -> tuple[int, int]:
     about = read(folder)
     if about["triton"] != triton.__version__:
         raise ValueError(f"{folder}: holds kernels of Triton {about['triton']}, and this is {triton.__version__}")
+    managers, groups = {}, {}
+    for entry in about["kernels"]:
+        key = hashlib.sha256((triton_key() + entry["key"]).encode()).hexdigest()
+        managers[entry["folder"]], groups[entry["folder"]] = get_cache_manager(key), {}
+    with tarfile.open(folder / KERNELS) as archive:
+        for member in archive:
+            of_kernel, _, name = member.name.partition("/")
+            content = archive.extractfile(member)
+            assert content is not None
+            groups[of_kernel][name] = managers[of_kernel].put(content.read(), name)
     signatures = {}
     for entry in about["kernels"]:
-        manager = get_cache_manager(hashlib.sha256((triton_key() + entry["key"]).encode()).hexdigest())
-        files = list((folder / KERNELS / entry["folder"]).iterdir())
-        group = {file.name: manager.put(file.read_bytes(), file.name) for file in files}
+        group = groups[entry["folder"]]
         (metadata,) = (name for name in group if name.endswith(".json"))
-        manager.put_group(metadata, group)
+        managers[entry["folder"]].put_group(metadata, group)
         signatures[json.dumps(entry["signature"])] = SimpleNamespace(**json.loads(Path(group[metadata]).read_text()))
     if not launchers:
         return len(about["kernels"]), 0

@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -71,7 +72,7 @@ class Step:
 
     Args:
         name: what it is asked for by.
-        command: the arguments of Python; FIGURES and SECONDS in braces are filled in.
+        command: the arguments of Python; {FIGURES}, {SECONDS} and {IN_PARALLEL} are filled in.
         seconds: how long it may take; what earlier steps left over comes on top.
         on: the kinds of device that it is for.
         needs: what has to be prepared before it.
@@ -172,7 +173,8 @@ IN_PARALLEL = "{IN_PARALLEL}"
 
 STEPS = (
     Step("ceilings", ("-m", "benchmarks.ceilings", "--out", "{FIGURES}"), 20, section="ceilings"),
-    tests("parity", 40, *OF_TRITON, IN_PARALLEL, needs=(WARM,), environment=ONE_THREAD),
+    tests("parity", 40, *OF_TRITON, IN_PARALLEL, on=(CUDA,), needs=(WARM,), environment=ONE_THREAD),
+    tests("parity", 60, *OF_TRITON, IN_PARALLEL, on=(CPU,), environment=ONE_THREAD),  # in Triton's interpreter
     tests("parity-csrc", 20, *OF_CSRC, needs=(CSRC,), environment=ON_DEVICE | ONE_THREAD),
     suite("published", "hybrid_loss", 90, "--sizes", "published", needs=(CSRC, WARM)),
     suite("large", "hybrid_loss", 60, "--sizes", "16k", "65k", "--modes", "bfloat16", on=(CUDA,), needs=(WARM,)),
@@ -183,16 +185,14 @@ STEPS = (
         "backbones",
         "backbones",
         90,
-        "--sizes",
-        "V-JEPA 2-L block",
-        "TimeSformer-B 8 frames",
+        *("--sizes", "V-JEPA 2-L block", "TimeSformer-B 8 frames"),
         on=(CUDA,),
-        needs=(CSRC, WARM),
+        needs=(WARM,),
     ),
-    suite("backbones", "backbones", 60, on=(CPU,), needs=(CSRC,)),
+    suite("backbones", "backbones", 60, on=(CPU,)),
     suite("loss", "hybrid_loss", 90, needs=(CSRC, WARM)),
     suite("statistics", "statistics", 60, on=(CPU,), needs=(CSRC,)),
-    suite("decode", "decode", 60, on=(CPU,), needs=(CSRC,)),
+    suite("decode", "decode", 60, on=(CPU,)),
     tests(
         "sanitizer",
         60,
@@ -228,7 +228,7 @@ STEPS = (
         is_quiet=True,
     ),
     suite("lora-rest", "lora", 90, on=(CUDA,), needs=(WARM,)),
-    suite("backbones-rest", "backbones", 90, on=(CUDA,), needs=(CSRC, WARM)),
+    suite("backbones-rest", "backbones", 90, on=(CUDA,), needs=(WARM,)),
     suite("training", "training", 1800, needs=(CSRC,), is_asked_for=True),
 )
 """In the order of their value."""
@@ -299,9 +299,9 @@ class Child:
             found["reason"] = why(list(self._lines)) or ended
         return found
 
-    def last_line(self) -> str:
-        """Give the last line that is not empty."""
-        return next((line.strip() for line in reversed(self._lines) if line.strip()), "")
+    def last_line(self, pattern: str = r"\S") -> str:
+        """Give the last line in which there is something."""
+        return next((line.strip() for line in reversed(self._lines) if re.search(pattern, line)), "")
 
     def _read(self, log: Path, watch: Callable[[str], None] | None) -> None:
         assert self._process.stdout is not None
@@ -327,6 +327,9 @@ def _end_with_parent() -> None:
 
 MARKS = ("FAILED ", "ERROR ", "wrong: ")
 """What a line begins with that says what was wrong, of pytest and of the benchmarks."""
+
+COUNTED = r"\b\d+ passed"
+"""What is said of tests that passed."""
 
 LETTERS = 300
 """Of a reason."""
@@ -411,7 +414,8 @@ class Run:
     def say(self, line: str) -> None:
         """Print a line, and keep it."""
         with self._printing:
-            print(line, flush=True)
+            with contextlib.suppress(BrokenPipeError):  # nobody watches
+                print(line, flush=True)
             self._log.write(line + "\n")
             self._log.flush()
 
@@ -508,7 +512,7 @@ class Run:
             if not ended:
                 outcome |= {"status": STOPPED, "reason": f"after {limit:.0f} s, at: {at}"[:LETTERS]}
             elif outcome["status"] == PASSED and not step.section:
-                outcome["reason"] = child.last_line()
+                outcome["reason"] = child.last_line(COUNTED)
             self._current = None
             self._record(step.name, outcome, is_complete=self._has_all(step, outcome, told))
             self._archive()

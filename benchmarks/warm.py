@@ -16,7 +16,6 @@ import itertools
 import json
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -294,7 +293,6 @@ def main(arguments: list[str] | None = None) -> int:
     import triton
 
     folder, gpu = given.folder.resolve(), GPUS[given.gpu]
-    shutil.rmtree(folder / prepared.KERNELS, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     kernels, keys, failed = compiled(in_turns(SUITES[name]() for name in given.suites), gpu, given.seconds)
@@ -306,7 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
         "kernels": prepared.keep_kernels(kernels, keys, folder),
         "failed": failed,
     }
-    megabytes = sum(file.stat().st_size for file in (folder / prepared.KERNELS).rglob("*")) / 1e6
+    megabytes = (folder / prepared.KERNELS).stat().st_size / 1e6
     logger.info("%d kernels, %.1f MB, %.0f s", len(kernels), megabytes, time.monotonic() - begin)
     if not given.without_csrc:
         begin = time.monotonic()
