@@ -15,8 +15,23 @@ def cpu_isa() -> str: ...
 def held_bytes() -> int: ...
 def release_held() -> None: ...
 def poison(wanted: bool, /) -> None: ...
+
+class LossSettings:
+    def __init__(
+        self,
+        alpha: float,
+        beta: float,
+        margin_form: bool,
+        temperature: float,
+        margin: float,
+        metric: int,
+        target_metric: int,
+        centred: bool,
+    ) -> None: ...
+
 def hybrid_loss(
     sizes: tuple[int, int, int, int, int],
+    of_sets: bool,
     embeddings: Tensor,
     triplets: Tensor,
     target: Tensor,
@@ -26,14 +41,8 @@ def hybrid_loss(
     triplet_weights: Tensor,
     triplet_targets: Tensor,
     lengths: Tensor,
-    alpha: float,
-    beta: float,
-    margin_form: bool,
-    temperature: float,
-    margin: float,
-    metric: int,
-    target_metric: int,
-    centred: bool,
+    settings: LossSettings,
+    distinct: bool,
     threads: int,
     small_rows: int,
     kept_bytes: int,

@@ -6,7 +6,7 @@ An implementation is a module that holds a function of the op's name and, where 
 * ``unavailable() -> str | None``: why it cannot run on this machine at all;
 * ``why_not(request: Request) -> str | None``: why it cannot serve this call;
 * ``passes_over(request: Request) -> str | None``: why "auto" prefers another backend for this call although this one
-  could serve it: in an interpreter, say, or at a size where plain PyTorch is faster. Asked for by name, the backend
+  could serve it: in an interpreter, say, or at a size where the reference is faster. Asked for by name, the backend
   serves the call all the same. A reference implementation has none of the three: it is what is left.
 
 It is imported when the op first runs; where that fails for want of a dependency, the reason is what the import said. A
@@ -237,11 +237,33 @@ def automatic(op: str, request: Request) -> str:
     raise AssertionError(f"{op}: the reference serves every call")
 
 
+def prefers(op: str, backend: str, candidate: str, device: str, rows: int) -> bool:
+    """Say whether a backend comes first for a call that it is known to serve and not to pass over, and is there at all.
+
+    Args:
+        op: the op's name.
+        backend: the call's ``backend`` argument.
+        candidate: the backend in question.
+        device: the type of device.
+        rows: how many rows the first tensor has.
+
+    Raises:
+        ValueError: no backend has the name asked for.
+    """
+    name: str = _asked(op, backend)[0]
+    if name == "auto":
+        name = _order(op, device, rows)[0]
+    return name == candidate and why_not(op, candidate) is None
+
+
 def _preferred(op: str, request: Request) -> tuple[str, ...]:
     """Name every backend in the order in which "auto" considers them for a call."""
     first = next(iter(request.tensors.values()))
-    orders: tuple[tuple[int, tuple[str, ...]], ...] = _orders(op, first.device.type)
-    rows = first.shape[-2] if first.dim() > 1 else 0
+    return _order(op, first.device.type, first.shape[-2] if first.dim() > 1 else 0)
+
+
+def _order(op: str, device: str, rows: int) -> tuple[str, ...]:
+    orders: tuple[tuple[int, tuple[str, ...]], ...] = _orders(op, device)
     for least, order in orders:  # no generator: torch.compile of older versions cannot ask one for its next
         if rows >= least:
             return order

@@ -18,9 +18,13 @@ def is_transformed(rows: torch.Tensor) -> bool:
     return forward_ad.unpack_dual(rows).tangent is not None  # type: ignore[no-untyped-call]
 
 
+EAGER = (torch.Tensor, torch.nn.Parameter)
+"""The types of tensors that are neither traced nor only shapes, outside of ``torch.compile``."""
+
+
 def is_eager(tensor: torch.Tensor) -> bool:
     """Say whether kernels may be launched on a tensor here and now: it is neither traced nor only a shape."""
-    return type(tensor) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+    return type(tensor) in EAGER and not torch.compiler.is_compiling()
 
 
 def refuse_second_derivative(ctx, *others):  # type: ignore[no-untyped-def]

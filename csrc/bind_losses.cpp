@@ -37,34 +37,35 @@ void run(const cpu::PairwiseDistance& given) { BGS_RUN(pairwise_distance, given)
 void bind_losses(py::module_& module) {
   module.def("cpu_isa", [] { return cpu::name_of(cpu::isa()); },
              "Name the instruction set that the CPU kernels use here: baseline, avx2 or avx512.");
+  py::class_<cpu::LossSettings>(module, "LossSettings", "The settings of hybrid_loss.")
+      .def(py::init([](double alpha, double beta, bool margin_form, double temperature, double margin, int metric,
+                       int target_metric, bool centred) {
+             return cpu::LossSettings{alpha,  beta,    margin_form,
+                                      temperature, margin, static_cast<cpu::Metric>(metric),
+                                      static_cast<cpu::Metric>(target_metric), centred};
+           }),
+           py::arg("alpha"), py::arg("beta"), py::arg("margin_form"), py::arg("temperature"), py::arg("margin"),
+           py::arg("metric"), py::arg("target_metric"), py::arg("centred"));
   module.def(
       "hybrid_loss",
-      [](const std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>& sizes,
+      [](const std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>& sizes, bool of_sets,
          const Tensor& embeddings, const Tensor& triplets, const Tensor& target, const Tensor& target_embeddings,
          const Tensor& mask, const Tensor& weights, const Tensor& triplet_weights, const Tensor& triplet_targets,
-         const Tensor& lengths, double alpha, double beta, bool margin_form, double temperature, double margin,
-         int metric, int target_metric, bool centred, int threads, std::int64_t small_rows,
-         std::int64_t kept_bytes, std::uintptr_t losses, std::uintptr_t terms,
-         std::uintptr_t gradient) {
-        cpu::HybridLoss given;
+         const Tensor& lengths, const cpu::LossSettings& settings, bool distinct, int threads, std::int64_t small_rows,
+         std::int64_t kept_bytes, std::uintptr_t losses, std::uintptr_t terms, std::uintptr_t gradient) {
+        cpu::HybridLoss given(settings);
         std::tie(given.sets, given.rows, given.columns, given.triplet_count, given.target_columns) = sizes;
-        given.embeddings = embeddings;
-        given.triplets = triplets;
-        given.target = target;
-        given.target_embeddings = target_embeddings;
-        given.mask = mask;
-        given.weights = weights;
-        given.triplet_weights = triplet_weights;
-        given.triplet_targets = triplet_targets;
+        const auto placed = [&](const Tensor& tensor) { return of_sets ? tensor : tensor.of_every_set(); };
+        given.embeddings = placed(embeddings);
+        given.triplets = placed(triplets);
+        given.target = placed(target);
+        given.target_embeddings = placed(target_embeddings);
+        given.mask = placed(mask);
+        given.weights = placed(weights);
+        given.triplet_weights = placed(triplet_weights);
+        given.triplet_targets = placed(triplet_targets);
         given.lengths = lengths;
-        given.alpha = alpha;
-        given.beta = beta;
-        given.margin_form = margin_form;
-        given.temperature = temperature;
-        given.margin = margin;
-        given.metric = static_cast<cpu::Metric>(metric);
-        given.target_metric = static_cast<cpu::Metric>(target_metric);
-        given.centred = centred;
+        given.distinct = distinct;
         given.threads = threads;
         given.small_rows = small_rows;
         given.kept_bytes = kept_bytes;
@@ -74,8 +75,9 @@ void bind_losses(py::module_& module) {
         py::gil_scoped_release unlocked;
         run(given);
       },
-      "Compute losses (B,), terms (3, B) and, unless its address is 0, the gradient (B, N, D), all float32. Tensors are "
-      "(address, dtype, strides) or None; sizes are (B, N, D, T, E).");
+      "Compute losses (B,), terms (3, B) unless their address is 0 and, likewise, the gradient (B, N, D), all float32. "
+      "Tensors are (address, dtype, strides) or None, of every set or, unless `of_sets`, of the only one; sizes are "
+      "(B, N, D, T, E).");
   module.def(
       "pairwise_distance",
       [](const std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>& sizes, const Tensor& x,

@@ -27,6 +27,15 @@ struct Tensor {
   std::int64_t stride[3] = {0, 0, 0};
 
   explicit operator bool() const { return data != nullptr; }
+
+  // The same with a dimension of sets before the others, of which all sets are the same.
+  Tensor of_every_set() const {
+    Tensor tensor = *this;
+    tensor.stride[2] = stride[1];
+    tensor.stride[1] = stride[0];
+    tensor.stride[0] = 0;
+    return tensor;
+  }
 };
 
 }  // namespace bgs

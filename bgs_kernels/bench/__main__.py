@@ -24,8 +24,8 @@ from bgs_kernels import dispatch, hybrid_loss
 from bgs_kernels.bench import oracle, paired, peers, problem, timing
 from bgs_kernels.bench.paired import Contender, Unsupported
 from bgs_kernels.bench.problem import COMPILED, PRODUCTS, Problem
-from bgs_kernels.hybrid_loss.api import RSA_METHODS
 from bgs_kernels.pairwise.reference import METRICS
+from bgs_kernels.rsa.reference import RSA_METHODS
 from bgs_kernels.triplet.reference import FORMS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -7,6 +7,7 @@ import functools
 import gc
 import os
 import platform
+import random
 import statistics
 import time
 from collections import Counter
@@ -90,7 +91,7 @@ def summary(times: list[float]) -> dict[str, float]:
 
 
 def _rounds(onces: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
-    """Warm up, then call all of them round after round, each round from another one on."""
+    """Warm up, then call all of them round after round, in another order every time."""
     names = list(onces)
     times: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
@@ -103,12 +104,13 @@ def _rounds(onces: Mapping[str, Callable[[], float]], seconds: float) -> dict[st
         slow = time.perf_counter() - begin > SLOW * seconds
         if slow:
             break
+    order = random.Random(0)
     fewest, most = (2, 2) if slow else RUNS
     count, begin = 0, time.perf_counter()
     while count < fewest or (count < most and time.perf_counter() - begin < seconds):
         for name in names:
             times[name].append(onces[name]())
-        names.append(names.pop(0))
+        order.shuffle(names)  # what runs before a step decides what it finds in the caches
         count += 1
     return times
 

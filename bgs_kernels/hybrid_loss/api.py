@@ -4,6 +4,7 @@ and what becomes of the terms of several sets.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -11,18 +12,17 @@ import torch
 
 from bgs_kernels import dispatch
 from bgs_kernels.checks import check_choice, check_number, check_sets, per_set, readable
+from bgs_kernels.hybrid_loss import native
 from bgs_kernels.hybrid_loss.reference import HybridTerms
 from bgs_kernels.hybrid_loss.sharded import run_sharded
 from bgs_kernels.pairwise.reference import METRICS
 from bgs_kernels.rsa.api import check_pairs
+from bgs_kernels.rsa.reference import RSA_METHODS
 from bgs_kernels.triplet.api import REDUCTIONS, check_triplet_settings, check_triplets, reduce_sets
 from bgs_kernels.triplet.index import TripletIndex
 
 if TYPE_CHECKING:  # not every build of torch has it
     from torch.distributed import ProcessGroup
-
-RSA_METHODS = ("pearson", "cosine")
-"""The correlations that have a gradient."""
 
 
 @overload
@@ -159,17 +159,27 @@ def hybrid_loss(
             together or run different backends (raised on all of them).
     """
     target_metric = target_metric or metric
-    check_settings(
-        alpha=alpha,
-        beta=beta,
-        triplet=triplet,
-        temperature=temperature,
-        margin=margin,
-        metric=metric,
-        target_metric=target_metric,
-        rsa=rsa,
-        reduction=reduction,
-    )
+    held = (alpha, beta, triplet, temperature, margin, metric, target_metric, rsa)
+    compiling = torch.compiler.is_compiling()
+    if compiling:
+        _check_settings(*held, reduction)
+    else:
+        try:
+            _check_settings_once(*held, reduction)
+        except TypeError:  # one has no hash
+            _check_settings(*held, reduction)
+    if (
+        target_embeddings is None
+        and weights is None
+        and triplet_weights is None
+        and triplet_targets is None
+        and lengths is None
+        and group is None
+        and not compiling
+    ):
+        plain = native.plain_call(embeddings, triplets, target, mask, backend, held, with_terms=return_terms)
+        if plain is not None:
+            return plain
 
     def check(embeddings: torch.Tensor) -> dict[str, torch.Tensor | None]:
         return check_batch(
@@ -339,6 +349,34 @@ def check_settings(
     check_choice("target_metric", target_metric, METRICS)
     check_choice("rsa", rsa, RSA_METHODS)
     check_choice("reduction", reduction, REDUCTIONS)
+
+
+def _check_settings(
+    alpha: float,
+    beta: float,
+    triplet: str,
+    temperature: float,
+    margin: float,
+    metric: str,
+    target_metric: str,
+    rsa: str,
+    reduction: str,
+) -> None:
+    check_settings(
+        alpha=alpha,
+        beta=beta,
+        triplet=triplet,
+        temperature=temperature,
+        margin=margin,
+        metric=metric,
+        target_metric=target_metric,
+        rsa=rsa,
+        reduction=reduction,
+    )
+
+
+_check_settings_once = functools.lru_cache(maxsize=256)(_check_settings)
+"""The same for settings that may have been checked before: those of a training step are those of the last."""
 
 
 def check_batch(

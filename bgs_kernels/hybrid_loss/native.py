@@ -7,15 +7,23 @@ a CUDA device sets of up to 1,024 rows take one launch, as ``native_cuda`` says.
 
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING, Any
+
 import torch
 
-from bgs_kernels import native
+from bgs_kernels import dispatch, native
 from bgs_kernels.dispatch import Request
 from bgs_kernels.hybrid_loss import native_cuda
 from bgs_kernels.hybrid_loss.reference import HybridTerms
-from bgs_kernels.tracing import is_eager, is_transformed, refuse_second_derivative
+from bgs_kernels.tracing import EAGER, is_eager, is_transformed, refuse_second_derivative
+from bgs_kernels.triplet.index import TripletIndex
+
+if TYPE_CHECKING:
+    from bgs_kernels._native import LossSettings
 
 SERVED = (torch.float16, torch.bfloat16, torch.float32)
+INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 ENTRIES_PER_TRIPLET = 512
 """Up to how many entries of the N x N distance matrix per triplet it costs less to make the tiles of that matrix than
@@ -33,8 +41,8 @@ PLACES_END = 2**31
 """3 T places of triplets stay below this."""
 
 
-TENSORS = 9
-"""The arguments of ``compute`` that come before the settings."""
+Settings = tuple[float, float, str, float, float, str, str, str]
+"""alpha, beta, triplet, temperature, margin, metric, target_metric, rsa."""
 
 
 def unavailable() -> str | None:
@@ -101,44 +109,89 @@ def compute(
 
     The arguments are those of ``bgs_kernels.hybrid_loss.reference.hybrid_loss``.
     """
+    tensors = (
+        embeddings,
+        triplets,
+        target,
+        target_embeddings,
+        mask,
+        weights,
+        triplet_weights,
+        triplet_targets,
+        lengths,
+    )
+    settings = (alpha, beta, triplet, temperature, margin, metric, target_metric, rsa)
+    losses, terms, gradient = compute_call(tensors, settings, with_gradient=with_gradient)
+    assert terms is not None
+    return losses, terms, gradient
+
+
+def compute_call(
+    tensors: tuple[torch.Tensor | None, ...],
+    settings: Settings,
+    *,
+    with_gradient: bool,
+    with_terms: bool = True,
+    distinct: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Compute losses, terms and gradient.
+
+    Args:
+        tensors: the first arguments of ``compute``; on the CPU also those of one set, without a dimension of sets.
+        settings: the others.
+        with_gradient: whether the gradient is wanted; it has no elements otherwise.
+        with_terms: whether terms are wanted.
+        distinct: whether a triplet that names an item twice is an error.
+
+    Returns:
+        losses (B,), terms (3, B) or None, and the gradient (B, N, D); for one set (), (3,) and (N, D).
+
+    Raises:
+        IndexError: an index of a triplet is out of range, or a triplet names an item twice where that is an error.
+    """
+    embeddings, triplets, _, target_embeddings = tensors[:4]
+    assert embeddings is not None and triplets is not None and native.module is not None
     if embeddings.is_cuda:
-        return native_cuda.compute(
-            embeddings,
-            triplets,
-            target,
-            target_embeddings,
-            mask,
-            weights,
-            triplet_weights,
-            triplet_targets,
-            lengths,
-            alpha,
-            beta,
-            triplet,
-            temperature,
-            margin,
-            metric,
-            target_metric,
-            rsa,
-            with_gradient,
-        )
-    sets, rows, columns = embeddings.shape
-    # the default device may be another
-    losses = torch.empty(sets, dtype=torch.float32, device="cpu")
-    terms = torch.empty((3, sets), dtype=torch.float32, device="cpu")
-    gradient = torch.empty(embeddings.shape if with_gradient else (0,), dtype=torch.float32, device="cpu")
+        return native_cuda.compute(*tensors, *settings, with_gradient)  # type: ignore[arg-type, call-arg]
+    shape = embeddings.shape
+    of_sets = len(shape) == 3
+    losses = embeddings.new_empty(shape[:-2], dtype=torch.float32)
+    terms = embeddings.new_empty((3, *shape[:-2]), dtype=torch.float32) if with_terms else None
+    if with_gradient:
+        gradient = torch.empty_like(embeddings, dtype=torch.float32, memory_format=torch.contiguous_format)
+    else:
+        gradient = embeddings.new_empty(0, dtype=torch.float32)
+    columns = 0 if target_embeddings is None else target_embeddings.shape[-1]
+    arguments: list[Any] = [
+        (shape[0] if of_sets else 1, shape[-2], shape[-1], triplets.shape[-2], columns),
+        of_sets,
+        *map(native.argument, tensors),
+        _native_settings(*settings),
+        distinct,
+        torch.get_num_threads(),
+        SMALL_ROWS,
+        KEPT_BYTES,
+        losses.data_ptr(),
+        0 if terms is None else terms.data_ptr(),
+        gradient.data_ptr(),
+    ]
+    native.module.hybrid_loss(*arguments)
+    return losses, terms, gradient
+
+
+@functools.lru_cache(maxsize=256)
+def _native_settings(
+    alpha: float,
+    beta: float,
+    triplet: str,
+    temperature: float,
+    margin: float,
+    metric: str,
+    target_metric: str,
+    rsa: str,
+) -> LossSettings:
     assert native.module is not None
-    native.module.hybrid_loss(
-        (sets, rows, columns, triplets.shape[1], 0 if target_embeddings is None else target_embeddings.shape[2]),
-        native.argument(embeddings),
-        native.argument(triplets),
-        native.argument(target),
-        native.argument(target_embeddings),
-        native.argument(mask),
-        native.argument(weights),
-        native.argument(triplet_weights),
-        native.argument(triplet_targets),
-        native.argument(lengths),
+    return native.module.LossSettings(
         alpha,
         beta,
         triplet == "margin",
@@ -147,14 +200,7 @@ def compute(
         native.METRICS[metric],
         native.METRICS[target_metric],
         rsa == "pearson",
-        native.threads(),
-        SMALL_ROWS,
-        KEPT_BYTES,
-        losses.data_ptr(),
-        terms.data_ptr(),
-        gradient.data_ptr(),
     )
-    return losses, terms, gradient
 
 
 native_hybrid_loss = torch.library.custom_op("bgs_kernels::native_hybrid_loss", compute, mutates_args=())
@@ -169,8 +215,13 @@ def _(embeddings, *others):  # type: ignore[no-untyped-def]
 
 
 def scale(upstream: torch.Tensor, gradient: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-    """Multiply the gradients of the losses (B, N, D) by that by the losses (B,), in the dtype of the embeddings."""
-    return (gradient * upstream[:, None, None]).to(embeddings.dtype)
+    """Multiply the gradients of the losses (B, N, D) by that by the losses (B,), in the embeddings' dtype; for one
+    set (N, D) by ()."""
+    return (gradient * _of_rows(upstream)).to(embeddings.dtype)
+
+
+def _of_rows(upstream: torch.Tensor) -> torch.Tensor:
+    return upstream[:, None, None] if upstream.dim() else upstream
 
 
 native_scaled_gradient = torch.library.custom_op("bgs_kernels::native_scaled_gradient", scale, mutates_args=())
@@ -204,27 +255,99 @@ class NativeHybridLossFunction(torch.autograd.Function):
     first backward pass scales and hands out the one that the forward computed, another computes it again."""
 
     @staticmethod
-    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
-        losses, terms, ctx.gradient = compute(*inputs)
-        ctx.mark_non_differentiable(terms)
+    def forward(ctx, embeddings, constants, settings, with_terms, distinct):  # type: ignore[no-untyped-def]
+        tensors = (embeddings, *constants)
+        losses, terms, ctx.gradient = compute_call(
+            tensors, settings, with_gradient=True, with_terms=with_terms, distinct=distinct
+        )
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:TENSORS])
-        ctx.settings = inputs[TENSORS:]
-        ctx.dtype = inputs[0].dtype
+        ctx.save_for_backward(*tensors)
+        ctx.settings, ctx.dtype = settings, embeddings.dtype
+        if terms is None:
+            return losses
+        ctx.mark_non_differentiable(terms)
         return losses, terms
 
     @staticmethod
     def backward(ctx, upstream, *others):  # type: ignore[no-untyped-def]
         if upstream is None or not ctx.needs_input_grad[0]:
-            return (None,) * (TENSORS + len(ctx.settings))
+            return None, None, None, None, None
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
-            _, _, gradient = compute(*ctx.saved_tensors, *ctx.settings)
+            _, _, gradient = compute_call(ctx.saved_tensors, ctx.settings, with_gradient=True, with_terms=False)
         if torch.is_grad_enabled():  # a gradient of the gradient is wanted: the operator that refuses one is on record
-            scaled = native_scaled_gradient(upstream, gradient, ctx.saved_tensors[0])
+            gradient = native_scaled_gradient(upstream, gradient, ctx.saved_tensors[0])
         else:
-            scaled = gradient.mul_(upstream[:, None, None]).to(ctx.dtype)
-        return (scaled, *(None,) * (TENSORS - 1 + len(ctx.settings)))
+            if upstream.is_cuda or upstream.dim() or upstream.item() != 1:
+                gradient.mul_(_of_rows(upstream))
+            gradient = gradient.to(ctx.dtype)
+        return gradient, None, None, None, None
+
+
+def plain_call(
+    embeddings: torch.Tensor,
+    triplets: torch.Tensor | TripletIndex | None,
+    target: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    backend: str,
+    settings: Settings,
+    *,
+    with_terms: bool,
+) -> HybridTerms | torch.Tensor | None:
+    """Compute the loss of the usual call, one set on the CPU with a dense target, in a few microseconds beside csrc's.
+
+    Args:
+        embeddings, triplets, target, mask, backend: those of ``bgs_kernels.hybrid_loss``, not checked yet.
+        settings: checked.
+        with_terms: whether the terms are wanted.
+
+    Returns:
+        The loss, or the terms; None if it is not such a call, if another backend is to serve it or if something is
+        wrong with it, which the checks of the general way then say.
+    """
+    distinct = True
+    if isinstance(triplets, TripletIndex):
+        distinct = not triplets.sound
+        triplets = triplets.triplets if triplets.rows == len(embeddings) else None
+    if (
+        type(embeddings) not in EAGER
+        or type(triplets) is not torch.Tensor
+        or type(target) is not torch.Tensor
+        or not (embeddings.is_cpu and triplets.is_cpu and target.is_cpu)
+        or embeddings.dtype not in SERVED
+        or triplets.dtype not in INDICES
+        or target.dtype not in native.DTYPES
+        or target.requires_grad
+        or is_transformed(embeddings)
+    ):
+        return None
+    shape, judged = embeddings.shape, triplets.shape
+    if len(shape) != 2 or len(judged) != 2 or judged[1] != 3 or shape[1] == 0 or 3 * (judged[0] + 1024) >= PLACES_END:
+        return None
+    square = (shape[0], shape[0])
+    if target.shape != square:
+        return None
+    if mask is not None and not (
+        type(mask) is torch.Tensor and mask.dtype is torch.bool and mask.is_cpu and mask.shape == square
+    ):
+        return None
+    if not dispatch.prefers("hybrid_loss", backend, "native", "cpu", shape[0]):
+        return None
+    constants = (triplets, target, None, mask, None, None, None, None)
+    terms = None
+    try:
+        if embeddings.requires_grad and torch.is_grad_enabled():
+            apply: Any = NativeHybridLossFunction.apply
+            loss = apply(embeddings, constants, settings, with_terms, distinct)
+            if with_terms:
+                loss, terms = loss
+        else:
+            loss, terms, _ = compute_call(
+                (embeddings, *constants), settings, with_gradient=False, with_terms=with_terms, distinct=distinct
+            )
+    except IndexError:
+        return None
+    return loss if terms is None else HybridTerms(loss, *terms.unbind())
 
 
 def hybrid_loss(
@@ -251,7 +374,7 @@ def hybrid_loss(
 ) -> HybridTerms:
     """Compute the hybrid loss of every set, as ``bgs_kernels.hybrid_loss.reference.hybrid_loss`` does."""
     with_gradient = embeddings.requires_grad and torch.is_grad_enabled()
-    inputs = (
+    tensors = (
         embeddings,
         triplets,
         target,
@@ -261,21 +384,13 @@ def hybrid_loss(
         triplet_weights,
         triplet_targets,
         lengths,
-        float(alpha),
-        float(beta),
-        triplet,
-        float(temperature),
-        float(margin),
-        metric,
-        target_metric,
-        rsa,
-        with_gradient,
     )
+    settings = (float(alpha), float(beta), triplet, float(temperature), float(margin), metric, target_metric, rsa)
     if not is_eager(embeddings):
-        loss, terms, _ = native_hybrid_loss(*inputs)
+        loss, terms, _ = native_hybrid_loss(*tensors, *settings, with_gradient)
     elif with_gradient:
-        loss, terms = NativeHybridLossFunction.apply(*inputs)  # type: ignore[no-untyped-call]
+        loss, terms = NativeHybridLossFunction.apply(embeddings, tensors[1:], settings, True, False)  # type: ignore[no-untyped-call]
     else:
-        loss, terms, _ = compute(*inputs)
+        loss, terms, _ = compute(*tensors, *settings, with_gradient)
     triplet_term, correlation, accuracy = terms.unbind()
     return HybridTerms(loss, triplet_term, correlation, accuracy)

@@ -9,9 +9,8 @@ import torch
 
 from bgs_kernels import native
 from bgs_kernels.dispatch import Request
-from bgs_kernels.hybrid_loss.api import RSA_METHODS
 from bgs_kernels.pairwise.reference import METRICS
-from bgs_kernels.rsa.reference import PRECOMPUTED
+from bgs_kernels.rsa.reference import PRECOMPUTED, RSA_METHODS
 from bgs_kernels.tracing import is_transformed
 from bgs_kernels.triplet.reference import FORMS
 

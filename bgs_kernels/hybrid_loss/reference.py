@@ -1,4 +1,4 @@
-"""The definition of the hybrid loss, in eager PyTorch: the triplet term and the RSA term of one distance matrix."""
+"""The definition of the hybrid loss, in plain PyTorch: the triplet term and the RSA term of one distance matrix."""
 
 from __future__ import annotations
 

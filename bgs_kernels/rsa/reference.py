@@ -1,4 +1,4 @@
-"""The definition of the RSA correlation, in eager PyTorch: which pairs of rows are observed, and how strongly the
+"""The definition of the RSA correlation, in plain PyTorch: which pairs of rows are observed, and how strongly the
 distances of two geometries agree over them.
 """
 
@@ -14,7 +14,10 @@ from bgs_kernels.rank.reference import fractional_rank
 RANK_METHODS = ("spearman", "tau-a", "tau-b")
 """Methods that compare the order of distances alone: they have no gradient, and weights only select pairs."""
 
-METHODS = ("pearson", "cosine", *RANK_METHODS)
+RSA_METHODS = ("pearson", "cosine")
+"""The correlations that have a gradient."""
+
+METHODS = (*RSA_METHODS, *RANK_METHODS)
 
 PRECOMPUTED = "precomputed"
 """The metric that says that the embeddings are a distance matrix already."""

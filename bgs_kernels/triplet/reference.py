@@ -1,4 +1,4 @@
-"""The definition of the triplet term, in eager PyTorch: the loss of odd-one-out judgments under the distances between
+"""The definition of the triplet term, in plain PyTorch: the loss of odd-one-out judgments under the distances between
 three rows, and the accuracy of the choices that those distances make.
 """
 

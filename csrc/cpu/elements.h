@@ -73,10 +73,14 @@ inline bool read_indices_as(const void* data, std::int64_t first, std::int64_t s
                             std::int64_t limit, std::int32_t* out) {
   const Element* from = static_cast<const Element*>(data) + first;
   std::uint64_t outside = 0;
-  for (std::int64_t each = 0; each < count; ++each) {
-    const auto index = static_cast<std::int64_t>(from[each * stride]);
+  const auto take = [&](std::int64_t each, std::int64_t index) {
     outside |= static_cast<std::uint64_t>(static_cast<std::uint64_t>(index) >= static_cast<std::uint64_t>(limit));
     out[each] = static_cast<std::int32_t>(index);
+  };
+  if (stride == 1) {
+    for (std::int64_t each = 0; each < count; ++each) take(each, static_cast<std::int64_t>(from[each]));
+  } else {
+    for (std::int64_t each = 0; each < count; ++each) take(each, static_cast<std::int64_t>(from[each * stride]));
   }
   return outside == 0;
 }

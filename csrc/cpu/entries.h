@@ -10,12 +10,16 @@
 
 namespace bgs::cpu::BGS_ISA {
 
+// Rows and columns of a tile, and the memory from one row to the next: an odd number of cache lines.
+constexpr std::int32_t kTileSide = 256;
+constexpr std::int32_t kTileStride = kTileSide + 16;
+
 // Pair p of triplet t is entry 3 * kChunk * (t / kChunk) + kChunk * p + t % kChunk. A tile holds its entries in this
 // order, whatever the number of threads. There are fewer than 2^31 entries.
 class Entries {
  public:
-  // `tiles` tiles a side, of `side` rows and columns; places count `stride` a row within a tile.
-  Entries(const Triplets& triplets, std::int64_t tiles, std::int64_t side, std::int64_t stride, int threads)
+  // `tiles` tiles a side.
+  Entries(const Triplets& triplets, std::int64_t tiles, int threads)
       : tiles_(tiles),
         starts_(tiles * tiles + 1),
         entries_(3 * kChunk * triplets.chunks()),
@@ -26,19 +30,15 @@ class Entries {
     Array<std::int64_t> next(parts * cells);
     Array<std::int64_t> wrong(parts);
     const auto each_entry = [&](std::int64_t part, const auto& found) {
-      std::int32_t smaller[3][kChunk], larger[3][kChunk];
       for (std::int64_t chunk = chunks * part / parts; chunk < chunks * (part + 1) / parts; ++chunk) {
-        if (!triplets.read_rows(chunk, smaller, larger)) {
+        const bool sound = triplets.read_pairs(
+            chunk, [&](std::int64_t each, int pair, std::int32_t row, std::int32_t column) {
+              found(row / kTileSide * tiles + column / kTileSide, (3 * chunk + pair) * kChunk + each,
+                    row % kTileSide * kTileStride + column % kTileSide);
+            });
+        if (!sound) {
           wrong[part] = 1;
           return;
-        }
-        const std::int64_t count = triplets.chunk_size(chunk);
-        for (int pair = 0; pair < 3; ++pair) {
-          for (std::int64_t each = 0; each < count; ++each) {
-            const std::int64_t row = smaller[pair][each], column = larger[pair][each];
-            found(row / side * tiles + column / side, (3 * chunk + pair) * kChunk + each,
-                  static_cast<std::int32_t>(row % side * stride + column % side));
-          }
         }
       }
     };
@@ -49,7 +49,7 @@ class Entries {
       each_entry(part, [&](std::int64_t cell, std::int64_t, std::int32_t) { ++counts[cell]; });
     });
     for (std::int64_t part = 0; part < parts; ++part) {
-      if (wrong[part]) throw std::out_of_range("triplets: an index is out of range");
+      if (wrong[part]) throw std::out_of_range("triplets: an index is out of range, or an item named twice");
     }
     std::int64_t total = 0;
     for (std::int64_t cell = 0; cell < cells; ++cell) {

@@ -9,8 +9,22 @@ namespace bgs::cpu {
 
 enum class Metric : std::int32_t { kCosine = 0, kCorrelation = 1, kEuclidean = 2, kSqEuclidean = 3, kDot = 4 };
 
+// The settings of a loss, as bgs_kernels.hybrid_loss.reference.hybrid_loss takes them.
+struct LossSettings {
+  double alpha = 0;
+  double beta = 0;
+  bool margin_form = false;
+  double temperature = 1;
+  double margin = 0;
+  Metric metric = Metric::kCosine;
+  Metric target_metric = Metric::kCosine;
+  bool centred = true;  // Pearson rather than cosine
+};
+
 // The arguments of bgs_kernels.hybrid_loss.reference.hybrid_loss for `sets` sets of `rows` embeddings, and its results.
-struct HybridLoss {
+struct HybridLoss : LossSettings {
+  explicit HybridLoss(const LossSettings& settings) : LossSettings(settings) {}
+
   std::int64_t sets = 0;
   std::int64_t rows = 0;
   std::int64_t columns = 0;
@@ -25,27 +39,20 @@ struct HybridLoss {
   Tensor triplet_weights;    // (sets, triplet_count) any dtype
   Tensor triplet_targets;    // (sets, triplet_count, 3) any dtype
   Tensor lengths;            // (sets,) integer
-  double alpha = 0;
-  double beta = 0;
-  double temperature = 1;
-  double margin = 0;
-  bool margin_form = false;
-  bool centred = true;  // Pearson rather than cosine
-  Metric metric = Metric::kCosine;
-  Metric target_metric = Metric::kCosine;
+  bool distinct = false;     // whether a triplet that names a row twice is an error
   int threads = 1;
-  std::int64_t small_rows = 0;  // sets of up to so many rows keep their matrix of distances, for it stays in cache
+  std::int64_t small_rows = 0;  // sets of up to so many rows keep their matrix of distances: it stays in cache
   std::int64_t kept_bytes = 0;  // memory for distances of larger sets, from forward to backward
 
   float* losses = nullptr;    // (sets,)
-  float* terms = nullptr;     // (3, sets): triplet term, correlation, accuracy
+  float* terms = nullptr;     // (3, sets): triplet term, correlation, accuracy; null where they are not wanted
   float* gradient = nullptr;  // (sets, rows, columns) of the losses, or null where none is wanted
 
   bool has_target() const { return target || target_embeddings; }
 };
 
 // Each computes the losses, the same for any number of threads, and throws std::out_of_range for an index of a row that
-// is not there and std::bad_alloc. One that the compiler or the processor does not support is not there to be called.
+// is not there or a triplet that is none, and std::bad_alloc. One that the compiler or the processor does not support is not there to be called.
 namespace baseline {
 void hybrid_loss(const HybridLoss& given);
 }

@@ -13,8 +13,12 @@ namespace bgs::cpu::BGS_ISA {
 // Threads cost more than they bring below this number of operations.
 constexpr double kWorthThreads = 2e5;
 
+inline bool is_small(const HybridLoss& given) {
+  return given.rows <= given.small_rows && given.rows <= SmallSet::kMostRows;
+}
+
 inline void set_loss(const HybridLoss& given, std::int64_t set, int threads) {
-  if (given.rows <= given.small_rows) {
+  if (is_small(given)) {
     SmallSet(given, set, threads).run();
   } else {
     LargeSet(given, set, threads).run();
@@ -26,7 +30,7 @@ void hybrid_loss(const HybridLoss& given) {
                           static_cast<double>(given.columns + given.target_columns + 16) +
                       50.0 * static_cast<double>(given.triplet_count);
   const int threads = work * static_cast<double>(given.sets) < kWorthThreads ? 1 : given.threads;
-  if (given.sets >= threads && given.rows <= given.small_rows) {
+  if (given.sets >= threads && is_small(given)) {
     // an exception must not leave a thread
     std::exception_ptr error;
     std::atomic_flag taken = ATOMIC_FLAG_INIT;

@@ -43,7 +43,7 @@ class LargeSet {
       target_rows_ = Rows(given_.rows, given_.target_columns, given_.target_metric);
       target_rows_.prepare(given_.target_embeddings, set_, real_, threads_);
     }
-    const Entries entries(triplets_, tiles_, kSide, kStride, threads_);
+    const Entries entries(triplets_, tiles_, threads_);
     Array<float> by_entry(3 * kChunk * triplets_.chunks());
     if (given_.gradient != nullptr) reserve_tiles();
     const Moments moments = compute_distances(entries, by_entry.get());
@@ -55,9 +55,10 @@ class LargeSet {
   }
 
  private:
-  static constexpr std::int64_t kSide = 256;
-  static constexpr std::int64_t kStride = kSide + 16;  // an odd number of cache lines
+  static constexpr std::int64_t kSide = kTileSide;
+  static constexpr std::int64_t kStride = kTileStride;
   static constexpr std::int64_t kTile = kSide * kStride;
+  static constexpr std::int64_t kColumns = 256;
 
   static std::int64_t number_of(std::int64_t row, std::int64_t column) { return column * (column + 1) / 2 + row; }
 
@@ -81,17 +82,17 @@ class LargeSet {
     return left < 0 ? 0 : left < kSide ? left : kSide;
   }
 
-  // Rows of block `block`, the last of which may be shorter, in whole panels.
-  std::int64_t panels(const Rows& rows, std::int64_t block) const {
-    const std::int64_t left = (rows.padded() - block * kSide) / kPanel;
-    return left < kSide / kPanel ? left : kSide / kPanel;
+  // Rows of block `block` in whole panels; those after the last row are zero.
+  std::int64_t rows_in(const Rows& rows, std::int64_t block) const {
+    const std::int64_t left = rows.padded() - block * kSide;
+    return left < kSide ? left : kSide;
   }
 
   // The rows of one block for each thread, laid out for the right side of a product. Tiles are gone through column after
   // column, so that they are laid out once a column and thread.
   struct Packed {
     Packed() = default;
-    Packed(int threads, std::int64_t columns) : values(threads * kSide * columns), block(threads) {
+    Packed(int threads, std::int64_t columns) : values(threads * kStride * columns), block(threads) {
       for (int thread = 0; thread < threads; ++thread) block[thread] = -1;
     }
 
@@ -100,36 +101,40 @@ class LargeSet {
   };
 
   void distances(const Rows& rows, std::int64_t row, std::int64_t column, int thread, float* out) const {
-    const std::int64_t high = panels(rows, row), across = panels(rows, column);
+    const std::int64_t high = rows_in(rows, row), across = rows_in(rows, column);
     const Packed& packed = packed_[&rows == &rows_ ? 0 : 1];
-    float* const right = packed.values.get() + thread * kSide * rows.columns();
+    float* const right = packed.values.get() + thread * kStride * rows.columns();
     if (packed.block[thread] != column) {
-      rows.pack(column * (kSide / kPanel), across, right);
+      rows.pack(column * kSide, across, right, kStride);
       packed.block[thread] = column;
     }
-    panel_product(rows.plain() + row * kSide * rows.stride(), rows.stride(), high, right, across, rows.columns(),
-                  row == column, out, kStride);
-    for (std::int64_t each = 0; each < high * kPanel; ++each) {
-      to_distances({rows.metric()}, rows.sizes()[row * kSide + each], rows.sizes() + column * kSide, across * kPanel,
+    product_of_rows(rows.plain() + row * kSide * rows.stride(), rows.stride(), high, right, kStride, across,
+                    rows.columns(), row == column, out, kStride);
+    for (std::int64_t each = 0; each < high; ++each) {
+      to_distances(rows.metric(), rows.sizes()[row * kSide + each], rows.sizes() + column * kSide, across,
                    out + each * kStride);
     }
   }
 
-  // body(row within the tile, h, weights, count) for the stretches of a tile that hold pairs.
+  // Call body(row within the tile, place, h, weights) for all vectors of pairs of a tile.
   template <class Body>
-  void with_targets(std::int64_t row, std::int64_t column, const float* target_tile, const Body& body) const {
+  void for_pairs(std::int64_t row, std::int64_t column, float* target_tile, const Body& body) const {
     const Targets targets(given_, set_);
-    alignas(64) float h[kSide], weights[kSide];
-    const std::int64_t first = column * kSide;
-    const std::int64_t count = real_in(column), padded = up_to(count, kWidth);
-    for (std::int64_t each = 0; each < real_in(row) && count > 0; ++each) {
-      if (given_.target_embeddings) {
-        std::memcpy(h, target_tile + each * kStride, sizeof(float) * static_cast<std::size_t>(count));
-      }
-      targets.read_row(row * kSide + each, first, count, h, weights);
-      for (std::int64_t k = count; k < padded; ++k) h[k] = weights[k] = 0;
-      body(each, h, weights, padded);
+    for (std::int64_t each = 0; each < real_in(row); ++each) {
+      targets.call_for(row * kSide + (each + 8 < real_in(row) ? each + 8 : each), column * kSide, real_in(column));
+      float* made = given_.target_embeddings ? target_tile + each * kStride : nullptr;
+      targets.for_row(row * kSide + each, column * kSide, real_in(column), made,
+                      [&](std::int64_t place, Floats h, Floats weights) { body(each, place, h, weights); });
     }
+  }
+
+  template <bool kWeighted>
+  Moments moments_of(std::int64_t row, std::int64_t column, const float* tile, float* target_tile) const {
+    MomentSums<kWeighted> sums;
+    for_pairs(row, column, target_tile, [&](std::int64_t each, std::int64_t place, Floats h, Floats weights) {
+      sums.add(load(tile + each * kStride + place), h, weights);
+    });
+    return sums.total();
   }
 
   Moments compute_distances(const Entries& entries, float* by_entry) {
@@ -142,18 +147,13 @@ class LargeSet {
       of_tiles[number] = Moments();
       float* tile = place_of(number, thread);
       if (!given_.has_target() && !entries.has_any(row, column)) return;
-      Targets(given_, set_).call_for(row * kSide, real_in(row), column * kSide, real_in(column));
       distances(rows_, row, column, thread, tile);
       entries.gather(row, column, tile, by_entry);
       if (!given_.has_target()) return;
       float* target_tile = scratch_[1].get() + thread * kTile;
       if (given_.target_embeddings) distances(target_rows_, row, column, thread, target_tile);
-      MomentSums sums(static_cast<bool>(given_.weights));
-      with_targets(row, column, target_tile,
-                   [&](std::int64_t each, const float* h, const float* weights, std::int64_t length) {
-                     sums.add(tile + each * kStride, h, weights, length);
-                   });
-      of_tiles[number] = sums.total();
+      of_tiles[number] = given_.weights ? moments_of<true>(row, column, tile, target_tile)
+                                        : moments_of<false>(row, column, tile, target_tile);
     });
     Moments total;
     for (std::int64_t each = 0; each < count; ++each) total.add(of_tiles[each]);
@@ -182,7 +182,7 @@ class LargeSet {
                                : Sums{own.get(), rows_.stride()};
     Array<double> totals(rows_.padded());
     parallel_for(tiles_, threads_, [&](std::int64_t block, int) {
-      const std::int64_t first = block * kSide, last = first + panels(rows_, block) * kPanel;
+      const std::int64_t first = block * kSide, last = first + rows_in(rows_, block);
       std::memset(sums.data + first * sums.stride, 0,
                   sizeof(float) * static_cast<std::size_t>((last - first) * sums.stride));
       for (std::int64_t row = first; row < last; ++row) totals[row] = 0;
@@ -225,14 +225,15 @@ class LargeSet {
     const bool correlated = given_.has_target() && given_.beta != 0;
     if (!correlated && !entries.has_any(row, column)) return false;
     if (correlated) {
-      Targets(given_, set_).call_for(row * kSide, real_in(row), column * kSide, real_in(column));
       if (!keeps(number_of(row, column))) distances(rows_, row, column, thread, tile);
       float* target_tile = scratch_[1].get() + thread * kTile;
       if (given_.target_embeddings) distances(target_rows_, row, column, thread, target_tile);
-      with_targets(row, column, target_tile,
-                   [&](std::int64_t each, const float* h, const float* weights, std::int64_t length) {
-                     to_derivatives({given_.metric}, slopes, h, weights, length, tile + each * kStride);
-                   });
+      with_distance(given_.metric, [&](auto distance) {
+        for_pairs(row, column, target_tile, [&](std::int64_t each, std::int64_t place, Floats h, Floats weights) {
+          float* const value = tile + each * kStride + place;
+          store(value, derivative(distance, slopes, h, weights, load(value)));
+        });
+      });
     }
     for (std::int64_t i = 0; i < kSide; ++i) {
       const std::int64_t rest = correlated && row * kSide + i < real_ ? real_ - column * kSide : 0;
@@ -245,10 +246,18 @@ class LargeSet {
   // Add a tile's derivatives and their products with rows to the sums of its two blocks.
   void add_to_rows(std::int64_t row, std::int64_t column, float* tile, const Sums& sums, double* totals) const {
     const std::int64_t wide_columns = up_to(given_.columns, kPanel), stride = rows_.stride();
-    const std::int64_t high = panels(rows_, row) * kPanel, across = panels(rows_, column) * kPanel;
+    const std::int64_t high = rows_in(rows_, row), across = rows_in(rows_, column);
+    // so many columns of both blocks' rows and sums at a time as stay in cache beside the tile
     const auto add = [&](std::int64_t from, std::int64_t depth, std::int64_t to, std::int64_t rows, Left left) {
-      product(left, rows_.plain() + from * kSide * stride, stride, depth, rows, wide_columns,
-              sums.data + to * kSide * sums.stride, sums.stride, true);
+      for (std::int64_t first = 0; first < wide_columns; first += kColumns) {
+        const std::int64_t columns = wide_columns - first < kColumns ? wide_columns - first : kColumns;
+        for (std::int64_t k = 0; k < depth; k += kShallow) {
+          const Left part = {left.data + k * left.column, left.row, left.column};
+          product(part, rows_.plain() + (from * kSide + k) * stride + first, stride,
+                  depth - k < kShallow ? depth - k : kShallow, rows, columns,
+                  sums.data + to * kSide * sums.stride + first, sums.stride, true);
+        }
+      }
     };
     if (row == column) {  // its own mirror image
       for (std::int64_t i = 0; i < high; ++i) {

@@ -63,24 +63,79 @@ class Targets {
  public:
   Targets(const HybridLoss& given, std::int64_t set) : given_(given), set_(set) {}
 
-  // Call for the dense targets of `rows` rows from the memory, so that they come while products are made.
-  void call_for(std::int64_t row, std::int64_t rows, std::int64_t first, std::int64_t count) const {
+  // Call for the dense targets of a row from the memory, so that they come while others are gone through.
+  void call_for(std::int64_t row, std::int64_t first, std::int64_t count) const {
     const Tensor& target = given_.target;
     if (!target || target.dtype != DType::kFloat32 || target.stride[2] != 1) return;
-    for (std::int64_t each = 0; each < rows; ++each) {
-      const float* from = static_cast<const float*>(target.data) + offset(target, row + each, first);
-      for (std::int64_t k = 0; k < count; k += 16) __builtin_prefetch(from + k, 0, 2);
+    const float* from = static_cast<const float*>(target.data) + offset(target, row, first);
+    for (std::int64_t k = 0; k < count; k += 16) __builtin_prefetch(from + k, 0, 2);
+  }
+
+  // Go through row `row` of the pairs from column `first` on, `count` columns: call body(place, h, weights) for the vector
+  // that begins `place` columns on, with targets and weights of 0 where a pair is unobserved, and on the diagonal and below
+  // it. Vectors that lie below it altogether are left out. `made` holds the distances of target embeddings, and is
+  // overwritten.
+  template <class Body>
+  void for_row(std::int64_t row, std::int64_t first, std::int64_t count, float* made, const Body& body) const {
+    const std::int64_t hidden = row + 1 - first < 0 ? 0 : row + 1 - first;
+    const std::int64_t begin = hidden == 0 ? 0 : (hidden - 1) / kWidth * kWidth;
+    if (begin >= count) return;
+    const Tensor &target = given_.target, &mask = given_.mask;
+    const bool side_by_side = target && target.dtype == DType::kFloat32 && target.stride[2] == 1 && !given_.weights;
+    const float* from = side_by_side ? static_cast<const float*>(target.data) + offset(target, row, first) : nullptr;
+    if (side_by_side && !mask) {
+      for_lines<false>(from, nullptr, begin, hidden, count, body);
+    } else if (side_by_side && mask.stride[2] == 1) {
+      const auto* seen = static_cast<const std::uint8_t*>(mask.data) + offset(mask, row, first);
+      for_lines<true>(from, seen, begin, hidden, count, body);
+    } else {
+      alignas(64) float own[kMostColumns], weights[kMostColumns];
+      float* const h = made != nullptr ? made : own;
+      read_row(row, first, hidden, count, h, weights);
+      for (std::int64_t each = begin; each < count; each += kWidth) {
+        body(each, load(h + each), load(weights + each));
+      }
     }
   }
 
-  // Complete the targets h of pairs (row, first..first+count-1) and find their weights; 0 and 0 where unobserved. For
-  // target embeddings h holds their distances already, else anything.
-  void read_row(std::int64_t row, std::int64_t first, std::int64_t count, float* h, float* weights) const {
-    const bool dense = static_cast<bool>(given_.target);
-    if (dense && given_.target.dtype == DType::kFloat32 && given_.target.stride[2] == 1 && !given_.weights &&
-        !given_.mask) {
-      return read_plain_row(row, first, count, h, weights);
+  static constexpr std::int64_t kMostColumns = 256;  // of a tile
+
+ private:
+  // Targets in float32 side by side, and bytes that say which were observed: they are read where they lie.
+  template <bool kMasked, class Body>
+  static void for_lines(const float* from, const std::uint8_t* seen, std::int64_t begin, std::int64_t hidden,
+                        std::int64_t count, const Body& body) {
+    const Floats one = all(1.0f), none{};
+    const auto pass = [&](std::int64_t place, const float* values, const std::uint8_t* flags) {
+      const Floats value = load(values);
+      Ints there = value == value;
+      if (kMasked) there &= load_bytes(flags) != 0;
+      body(place, there ? value : none, there ? one : none);
+    };
+    const auto pass_edge = [&](std::int64_t place) {  // not all of the vector are pairs
+      alignas(64) float values[kWidth];
+      alignas(64) std::uint8_t flags[kWidth] = {};
+      for (int each = 0; each < kWidth; ++each) {
+        const bool inside = place + each >= hidden && place + each < count;
+        values[each] = inside ? from[place + each] : __builtin_nanf("");
+        if (kMasked && inside) flags[each] = seen[place + each];
+      }
+      pass(place, values, flags);
+    };
+    std::int64_t place = begin;
+    if (place < hidden) {
+      pass_edge(place);
+      place += kWidth;
     }
+    for (; place + kWidth <= count; place += kWidth) pass(place, from + place, kMasked ? seen + place : nullptr);
+    if (place < count) pass_edge(place);
+  }
+
+  // Complete the targets h of the pairs from `hidden` on and find their weights, up to a whole vector: 0 and 0 where
+  // unobserved and where there is no pair. Without a target h holds the distances of target embeddings already.
+  void read_row(std::int64_t row, std::int64_t first, std::int64_t hidden, std::int64_t count, float* h,
+                float* weights) const {
+    const bool dense = static_cast<bool>(given_.target);
     if (dense) read(given_.target, offset(given_.target, row, first), given_.target.stride[2], count, h);
     if (given_.weights) {
       read(given_.weights, offset(given_.weights, row, first), given_.weights.stride[2], count, weights);
@@ -92,25 +147,13 @@ class Targets {
       const std::int64_t step = given_.mask.stride[2];
       for (std::int64_t each = 0; each < count; ++each) weights[each] = mask[each * step] ? weights[each] : 0.0f;
     }
-    for (std::int64_t each = 0; each < row + 1 - first && each < count; ++each) weights[each] = 0;
+    for (std::int64_t each = 0; each < hidden && each < count; ++each) weights[each] = 0;
     for (std::int64_t each = 0; each < count; ++each) {
       const bool missing = dense && h[each] != h[each];
       weights[each] = missing ? 0.0f : weights[each];
       h[each] = weights[each] == 0 ? 0.0f : h[each];
     }
-  }
-
- private:
-  // The same for the usual case, without passes over what is not there.
-  void read_plain_row(std::int64_t row, std::int64_t first, std::int64_t count, float* h, float* weights) const {
-    const float* from = static_cast<const float*>(given_.target.data) + offset(given_.target, row, first);
-    const std::int64_t hidden = row + 1 - first < 0 ? 0 : row + 1 - first < count ? row + 1 - first : count;
-    for (std::int64_t each = 0; each < hidden; ++each) h[each] = weights[each] = 0;
-    for (std::int64_t each = hidden; each < count; ++each) {
-      const float value = from[each];
-      weights[each] = value == value ? 1.0f : 0.0f;
-      h[each] = value == value ? value : 0.0f;
-    }
+    for (std::int64_t each = count; each < up_to(count, kWidth); ++each) h[each] = weights[each] = 0;
   }
 
   std::int64_t offset(const Tensor& tensor, std::int64_t row, std::int64_t column) const {
@@ -121,71 +164,52 @@ class Targets {
   std::int64_t set_;
 };
 
-// The moments of a tile while it is gone through.
+// The moments of a tile while it is gone through. Where weights are 0 or 1, and targets 0 where they are 0, much need not
+// be multiplied.
+template <bool kWeighted>
 class MomentSums {
  public:
-  explicit MomentSums(bool weighted) : weighted_(weighted) {}
-
-  // Add the pairs of a stretch; `count` is a multiple of kWidth, what is beyond the stretch has weight 0 and is finite.
-  void add(const float* d, const float* h, const float* weights, std::int64_t count) {
-    if (weighted_) {
-      add_as<true>(d, h, weights, count);
-    } else {
-      add_as<false>(d, h, weights, count);
+  // Add a vector of pairs; where the weight is 0 the target is.
+  void add(Floats distances, Floats h, Floats weights) {
+    const Floats weighted = weights * distances;
+    const Doubles none{}, one = Doubles{} + 1.0;
+    for (int half = 0; half < 2; ++half) {
+      const Doubles w = widened(weights, half), y = widened(h, half);
+      const Doubles wx = kWeighted ? w * widened(distances, half) : widened(weighted, half);
+      const Doubles x = kWeighted ? widened(distances, half) : wx, wy = kWeighted ? w * y : y;
+      if (kWeighted) observed_ += w != 0 ? one : none;
+      weight_ += w;
+      d_ += wx;
+      h_ += wy;
+      dd_ += wx * x;
+      hh_ += wy * y;
+      dh_ += wy * x;
     }
   }
 
   Moments total() const {
-    const double observed = sum(weighted_ ? observed_ : weight_);
+    const double observed = sum(kWeighted ? observed_ : weight_);
     return {sum(weight_), sum(d_), sum(h_), sum(dd_), sum(hh_), sum(dh_), static_cast<std::int64_t>(observed)};
   }
 
  private:
-  // Where weights are 0 or 1, and targets 0 where they are 0, much need not be multiplied.
-  template <bool kWeighted>
-  void add_as(const float* d, const float* h, const float* weights, std::int64_t count) {
-    Doubles weight = weight_, d_sum = d_, h_sum = h_, dd = dd_, hh = hh_, dh = dh_, observed = observed_;
-    const Doubles one = Doubles{} + 1.0, none{};
-    for (std::int64_t each = 0; each < count; each += kHalf) {
-      const Doubles w = load_wide(weights + each), x = load_wide(d + each), y = load_wide(h + each);
-      const Doubles wx = w * x, wy = kWeighted ? w * y : y;
-      if (kWeighted) observed += w != 0 ? one : none;
-      weight += w;
-      d_sum += wx;
-      h_sum += wy;
-      dd += wx * x;
-      hh += wy * y;
-      dh += wy * x;
-    }
-    weight_ = weight;
-    d_ = d_sum;
-    h_ = h_sum;
-    dd_ = dd;
-    hh_ = hh;
-    dh_ = dh;
-    observed_ = observed;
-  }
-
-  bool weighted_;
   Doubles weight_{}, d_{}, h_{}, dd_{}, hh_{}, dh_{}, observed_{};
 };
 
 // Replace the products of a row with `count` others by distances.
-inline void to_distances(DistanceOf distance, float size, const float* sizes, std::int64_t count, float* values) {
-  for (std::int64_t each = 0; each < count; each += kWidth) {
-    store(values + each, distance(all(size) + load(sizes + each), load(values + each)));
-  }
+inline void to_distances(Metric metric, float size, const float* sizes, std::int64_t count, float* values) {
+  with_distance(metric, [&](auto distance) {
+    for (std::int64_t each = 0; each < count; each += kWidth) {
+      store(values + each, distance(all(size) + load(sizes + each), load(values + each)));
+    }
+  });
 }
 
-// Replace distances by the derivative of the loss by |x - y|^2 (under "dot", by the distance).
-inline void to_derivatives(DistanceOf distance, const Slopes& slopes, const float* h, const float* weights,
-                           std::int64_t count, float* values) {
-  for (std::int64_t each = 0; each < count; each += kWidth) {
-    const Floats d = load(values + each);
-    const Floats by_r = all(slopes.by_target) * (load(h + each) - all(slopes.mean_h)) +
-                        all(slopes.by_distance) * (d - all(slopes.mean_d));
-    store(values + each, load(weights + each) * by_r * distance.slope(d));
-  }
+// The derivative of the loss by |x - y|^2 (under "dot", by the distance) of a vector of pairs.
+template <class Distance>
+inline Floats derivative(Distance distance, const Slopes& slopes, Floats h, Floats weights, Floats d) {
+  const Floats by_r = all(slopes.by_target) * (h - all(slopes.mean_h)) + all(slopes.by_distance) * (d - all(slopes.mean_d));
+  return weights * by_r * distance.slope(d);
 }
 
 }  // namespace bgs::cpu::BGS_ISA

@@ -26,21 +26,22 @@ class DistanceMatrix {
 
   void compute() const {
     const std::int64_t high = blocks(given_.rows), across = blocks(given_.others);
-    const Array<float> packed(others().padded() * given_.columns);
-    parallel_for(others().padded() / kPanel, given_.threads, [&](std::int64_t panel, int) {
-      others().pack(panel, 1, packed.get() + panel * kPanel * given_.columns);
+    const Array<float> packed(across * given_.columns * kPackedStride);
+    parallel_for(across, given_.threads, [&](std::int64_t block, int) {
+      others().pack(block * kSide, rows_in(others(), block), packed.get() + block * given_.columns * kPackedStride,
+                    kPackedStride);
     });
     parallel_for(high * across, given_.threads, [&](std::int64_t index, int thread) {
       const std::int64_t row = index / across, column = index % across;
       if (!given_.y && row > column) return;
       float* tile = tiles_.get() + thread * kTile;
-      panel_product(x_.plain() + row * kSide * x_.stride(), x_.stride(), panels(x_, row),
-                    packed.get() + column * kSide * given_.columns, panels(others(), column), given_.columns, false, tile,
-                    kSide);
+      product_of_rows(x_.plain() + row * kSide * x_.stride(), x_.stride(), rows_in(x_, row),
+                      packed.get() + column * given_.columns * kPackedStride, kPackedStride, rows_in(others(), column),
+                      given_.columns, false, tile, kSide);
       for (std::int64_t i = 0; i < count(given_.rows, row); ++i) {
         float* values = tile + i * kSide;
-        to_distances({given_.metric}, x_.sizes()[row * kSide + i], others().sizes() + column * kSide,
-                     panels(others(), column) * kPanel, values);
+        to_distances(given_.metric, x_.sizes()[row * kSide + i], others().sizes() + column * kSide,
+                     rows_in(others(), column), values);
         // below the diagonal of a matrix that is its own mirror image stands what stands above
         for (std::int64_t j = 0; !given_.y && row == column && j < i; ++j) values[j] = tile[j * kSide + i];
         std::memcpy(at(row * kSide + i, column * kSide), values,
@@ -62,7 +63,7 @@ class DistanceMatrix {
  private:
   static constexpr std::int64_t kSide = 128;
   static constexpr std::int64_t kTile = kSide * kSide;
-  static constexpr std::int64_t kPanels = kSide / kPanel;
+  static constexpr std::int64_t kPackedStride = kSide + 16;  // an odd number of cache lines
 
   const Rows& others() const { return given_.y ? y_ : x_; }
 
@@ -72,9 +73,10 @@ class DistanceMatrix {
     return rows - block * kSide < kSide ? rows - block * kSide : kSide;
   }
 
-  static std::int64_t panels(const Rows& rows, std::int64_t block) {
-    const std::int64_t left = rows.padded() / kPanel - block * kPanels;
-    return left < kPanels ? left : kPanels;
+  // Rows of a block in whole panels.
+  static std::int64_t rows_in(const Rows& rows, std::int64_t block) {
+    const std::int64_t left = rows.padded() - block * kSide;
+    return left < kSide ? left : kSide;
   }
 
   float* at(std::int64_t row, std::int64_t column) const {
@@ -91,7 +93,7 @@ class DistanceMatrix {
     parallel_for(blocks(mine_count), given_.threads, [&](std::int64_t block, int thread) {
       float* tile = tiles_.get() + thread * kTile;
       float* sums = products.get() + block * kSide * stride;
-      const std::int64_t mine_rows = count(mine_count, block), padded = panels(mine, block) * kPanel;
+      const std::int64_t mine_rows = count(mine_count, block), padded = rows_in(mine, block);
       double totals[kSide] = {};
       std::memset(sums, 0, sizeof(float) * static_cast<std::size_t>(padded * stride));
       for (std::int64_t other = 0; other < blocks(their_count); ++other) {
@@ -99,7 +101,7 @@ class DistanceMatrix {
           fill_derivatives(tile, block, mine_rows, other, count(their_count, other), turned || way == 1);
           for (std::int64_t i = 0; i < mine_rows; ++i) totals[i] += row_sum(tile + i * kSide, kSide);
           product(as_it_is(tile, kSide), theirs.plain() + other * kSide * theirs.stride(), theirs.stride(),
-                  panels(theirs, other) * kPanel, padded, wide_columns, sums, stride, true);
+                  rows_in(theirs, other), padded, wide_columns, sums, stride, true);
         }
       }
       for (std::int64_t i = 0; i < mine_rows; ++i) {
@@ -113,7 +115,6 @@ class DistanceMatrix {
   // tile[i][j]: the derivative of the loss by |x - y|^2 for row i of `block` and row j of `other`, 0 beyond their ends.
   void fill_derivatives(float* tile, std::int64_t block, std::int64_t rows, std::int64_t other, std::int64_t columns,
                         bool turned) const {
-    const DistanceOf distance{given_.metric};
     const Tensor& upstream = given_.upstream;
     std::memset(tile, 0, sizeof(float) * kTile);
     const std::int64_t high = turned ? columns : rows, across = turned ? rows : columns;
@@ -125,9 +126,11 @@ class DistanceMatrix {
       read(upstream, from, upstream.stride[2], across, by_distance);
       std::memcpy(own, at(first_row + i, first_column), sizeof(float) * static_cast<std::size_t>(across));
       for (std::int64_t j = across; j < up_to(across, kWidth); ++j) by_distance[j] = own[j] = 0;
-      for (std::int64_t j = 0; j < across; j += kWidth) {
-        store(by_distance + j, load(by_distance + j) * distance.slope(load(own + j)));
-      }
+      with_distance(given_.metric, [&](auto distance) {
+        for (std::int64_t j = 0; j < across; j += kWidth) {
+          store(by_distance + j, load(by_distance + j) * distance.slope(load(own + j)));
+        }
+      });
       for (std::int64_t j = 0; j < across; ++j) tile[turned ? j * kSide + i : i * kSide + j] = by_distance[j];
     }
   }

@@ -54,15 +54,16 @@ class Rows {
   // holds NaN or an infinity.
   const float* sizes() const { return sizes_.get(); }
 
-  // Lay out the rows of `panels` panels for the right side of a product, (panels, columns, 32).
-  void pack(std::int64_t panel, std::int64_t panels, float* out) const {
+  // Lay out `count` rows, a multiple of kPanel, from `first` on for the right side of a product: column after column,
+  // `stride` apart.
+  void pack(std::int64_t first, std::int64_t count, float* out, std::int64_t stride) const {
     constexpr std::int64_t kTogether = 16;  // columns of a cache line
-    for (std::int64_t each = panel; each < panel + panels; ++each, out += kPanel * columns_) {
-      const float* from = plain_.get() + each * kPanel * stride_;
-      for (std::int64_t first = 0; first < columns_; first += kTogether) {
-        const std::int64_t end = first + kTogether < columns_ ? first + kTogether : columns_;
-        for (std::int64_t row = 0; row < kPanel; ++row) {
-          for (std::int64_t k = first; k < end; ++k) out[k * kPanel + row] = from[row * stride_ + k];
+    for (std::int64_t row = 0; row < count; row += kPanel) {
+      const float* from = plain_.get() + (first + row) * stride_;
+      for (std::int64_t column = 0; column < columns_; column += kTogether) {
+        const std::int64_t end = column + kTogether < columns_ ? column + kTogether : columns_;
+        for (std::int64_t each = 0; each < kPanel; ++each) {
+          for (std::int64_t k = column; k < end; ++k) out[k * stride + row + each] = from[each * stride_ + k];
         }
       }
     }
@@ -103,10 +104,11 @@ class Rows {
       const float radial = sum(along);
       const float length = lengths_[row], largest = largest_[row];
       for (std::int64_t k = 0; k < columns_; ++k) {
-        gradient[k] = (gradient[k] - radial * (x[k] + origin_[k])) / length;
+        gradient[k] = (gradient[k] - radial * (x[k] + origin_[k])) * (1 / length);
       }
       const float mean = metric_ == Metric::kCorrelation ? mean_of(gradient) : 0.0f;
-      for (std::int64_t k = 0; k < columns_; ++k) out[k] = (gradient[k] - mean) / largest;
+      for (std::int64_t k = 0; k < columns_; ++k) out[k] = gradient[k] - mean;
+      divide(out, columns_, largest);
     } else {
       for (std::int64_t k = 0; k < columns_; ++k) out[k] = gradient[k];
     }
@@ -149,7 +151,7 @@ class Rows {
     if (!bounded) return;
     const float size = largest(top);
     if (size == 0) return make_directionless(row);
-    for (std::int64_t k = 0; k < columns_; ++k) x[k] /= size;  // its largest entry is 1: no square over- or underflows
+    divide(x, columns_, size);  // its largest entry is 1: no square over- or underflows
     if (metric_ == Metric::kCorrelation) {
       const float mean = mean_of(x);
       for (std::int64_t k = 0; k < columns_; ++k) x[k] -= mean;
@@ -162,9 +164,20 @@ class Rows {
     Floats square{};
     for (std::int64_t k = 0; k < padded_columns(); k += kWidth) square += load(x + k) * load(x + k);
     const float length = std::sqrt(sum(square));
-    for (std::int64_t k = 0; k < columns_; ++k) x[k] /= length;
+    divide(x, columns_, length);
     largest_[row] = size;
     lengths_[row] = length;
+  }
+
+  // Divide by a number above 0; a division of its own for every entry takes four times as long, and is needed where the
+  // inverse overflows or loses bits.
+  static void divide(float* values, std::int64_t count, float by) {
+    if (by > 0x1p-100f && by < 0x1p100f) {
+      const float inverse = 1 / by;
+      for (std::int64_t k = 0; k < count; ++k) values[k] *= inverse;
+    } else {
+      for (std::int64_t k = 0; k < count; ++k) values[k] /= by;
+    }
   }
 
   // The mean of a row that is padded with zeros.
@@ -218,24 +231,23 @@ class Rows {
 };
 
 // Distances between rows, from their products with an origin in common; `vector` for one vector of them.
-struct DistanceOf {
-  Metric metric;
-
+template <Metric kMetric>
+struct DistanceBy {
   // d from the sizes of two rows and their product
   Floats operator()(Floats sizes, Floats product) const {
-    if (metric == Metric::kDot) return sizes - product;
+    if (kMetric == Metric::kDot) return sizes - product;
     Floats squared = sizes - all(2.0f) * product;
     squared = squared < all(kRounding) * sizes ? Floats{} : squared;
-    if (metric == Metric::kSqEuclidean) return squared;
-    if (metric == Metric::kEuclidean) return root(squared);
+    if (kMetric == Metric::kSqEuclidean) return squared;
+    if (kMetric == Metric::kEuclidean) return root(squared);
     return all(0.5f) * squared;
   }
 
   // the derivative of d by |x - y|^2 (by d itself under "dot"), given d; 0 where d has none
   Floats slope(Floats distance) const {
-    if (metric == Metric::kDot) return all(1.0f);
-    const float at_any = metric == Metric::kSqEuclidean ? 1.0f : 0.5f;
-    const Floats value = metric == Metric::kEuclidean ? all(0.5f) / distance : all(at_any);
+    if (kMetric == Metric::kDot) return all(1.0f);
+    const float at_any = kMetric == Metric::kSqEuclidean ? 1.0f : 0.5f;
+    const Floats value = kMetric == Metric::kEuclidean ? all(0.5f) / distance : all(at_any);
     return distance == 0 ? Floats{} : value;
   }
 
@@ -245,5 +257,20 @@ struct DistanceOf {
     return result;
   }
 };
+
+// Call body(DistanceBy<...>) for a metric; rows under "correlation" are prepared such that it is the cosine's.
+template <class Body>
+inline auto with_distance(Metric metric, const Body& body) {
+  switch (metric) {
+    case Metric::kEuclidean:
+      return body(DistanceBy<Metric::kEuclidean>());
+    case Metric::kSqEuclidean:
+      return body(DistanceBy<Metric::kSqEuclidean>());
+    case Metric::kDot:
+      return body(DistanceBy<Metric::kDot>());
+    default:
+      return body(DistanceBy<Metric::kCosine>());
+  }
+}
 
 }  // namespace bgs::cpu::BGS_ISA

@@ -27,7 +27,7 @@ inline std::int64_t real_rows(const HybridLoss& given, std::int64_t set) {
 inline TripletSums merge(const Array<TripletSums>& parts, const Array<std::int32_t>& wrong, std::int64_t count) {
   TripletSums total;
   for (std::int64_t each = 0; each < count; ++each) {
-    if (wrong[each]) throw std::out_of_range("triplets: an index is out of range");
+    if (wrong[each]) throw std::out_of_range("triplets: an index is out of range, or an item named twice");
     total.loss += parts[each].loss;
     total.right += parts[each].right;
     total.weight += parts[each].weight;
@@ -46,16 +46,20 @@ inline Slopes finish_terms(const HybridLoss& given, std::int64_t set, const Trip
   }
   const double loss = given.alpha * triplet - (given.beta != 0 ? given.beta * r : 0);
   given.losses[set] = static_cast<float>(loss);
-  given.terms[set] = static_cast<float>(triplet);
-  given.terms[given.sets + set] = static_cast<float>(r);
-  given.terms[2 * given.sets + set] = static_cast<float>(sums.right / sums.weight);
+  if (given.terms != nullptr) {
+    given.terms[set] = static_cast<float>(triplet);
+    given.terms[given.sets + set] = static_cast<float>(r);
+    given.terms[2 * given.sets + set] = static_cast<float>(sums.right / sums.weight);
+  }
   return slopes;
 }
 
 inline double row_sum(const float* values, std::int64_t count) {
-  Doubles total{};
-  for (std::int64_t each = 0; each < count; each += kHalf) total += load_wide(values + each);
-  return sum(total);
+  Doubles totals[4] = {};  // one would have to wait for each addition; `count` is a multiple of kPanel
+  for (std::int64_t each = 0; each < count; each += 4 * kHalf) {
+    for (int part = 0; part < 4; ++part) totals[part] += load_wide(values + each + part * kHalf);
+  }
+  return sum((totals[0] + totals[1]) + (totals[2] + totals[3]));
 }
 
 // Add a row to the sums of kColumns columns.

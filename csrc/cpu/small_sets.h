@@ -2,6 +2,7 @@
 // of derivatives, which one product turns into the gradient.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
@@ -18,6 +19,8 @@ namespace bgs::cpu::BGS_ISA {
 
 class SmallSet {
  public:
+  static constexpr std::int64_t kMostRows = 1024;
+
   SmallSet(const HybridLoss& given, std::int64_t set, int threads)
       : given_(given),
         set_(set),
@@ -27,15 +30,19 @@ class SmallSet {
         side_(tile_side(given.rows)),
         tiles_((given.rows + side_ - 1) / side_),
         stride_(spread_stride(tiles_ * side_)),
-        matrix_(tiles_ * side_ * stride_) {}
+        matrix_(tiles_ * side_ * stride_) {
+    std::int64_t size = 1, next = 0;
+    while (size < tiles_) size *= 2;
+    order_tiles(0, 0, size, &next);
+  }
 
   void run() {
     rows_.prepare(given_.embeddings, set_, real_, threads_);
-    panels_ = packed(rows_);
+    packed_ = packed(rows_);
     if (given_.target_embeddings) {
       target_rows_ = Rows(given_.rows, given_.target_columns, given_.target_metric);
       target_rows_.prepare(given_.target_embeddings, set_, real_, threads_);
-      target_panels_ = packed(target_rows_);
+      packed_targets_ = packed(target_rows_);
     }
     const Moments moments = compute_distances();
     const Triplets triplets(given_, set_);
@@ -45,38 +52,47 @@ class SmallSet {
     const Slopes slopes = finish_terms(given_, set_, sums, moments);
     if (given_.gradient == nullptr) return;
     compute_derivatives(slopes);
-    const float factor = static_cast<float>(given_.alpha / (sums.weight == 0 ? 1 : sums.weight));
-    for (std::int64_t chunk = 0; chunk < triplets.chunks(); ++chunk) {
-      for (int pair = 0; pair < 3; ++pair) {
-        const std::int64_t first = (3 * chunk + pair) * kChunk;
-        for (std::int64_t each = first; each < first + triplets.chunk_size(chunk); ++each) {
-          matrix_[places[each]] += factor * by_entry[each];
-        }
-      }
-    }
+    add_triplets(triplets, places, by_entry, static_cast<float>(given_.alpha / (sums.weight == 0 ? 1 : sums.weight)));
     compute_gradient();
   }
 
  private:
+  // The rows of every block of tiles, laid out for the right side of products.
   Array<float> packed(const Rows& rows) const {
-    Array<float> panels(rows.padded() * rows.columns());
-    parallel_for(rows.padded() / kPanel, threads_, [&](std::int64_t panel, int) {
-      rows.pack(panel, 1, panels.get() + panel * kPanel * rows.columns());
+    Array<float> blocks(tiles_ * rows.columns() * packed_stride());
+    parallel_for_parts(tiles_, threads_, [&](std::int64_t block, int) {
+      rows.pack(block * side_, rows_in(rows, block), blocks.get() + block * rows.columns() * packed_stride(),
+                packed_stride());
     });
-    return panels;
+    return blocks;
   }
+
+  std::int64_t packed_stride() const { return side_ + 16; }  // an odd number of cache lines
 
   // Tiles small enough for every thread to get some.
   static std::int64_t tile_side(std::int64_t rows) { return rows <= 64 ? 32 : rows <= 512 ? 64 : 128; }
 
-  // Call body(row of tiles, column, thread) for the tiles on and above the diagonal.
+  // Call body(row of tiles, column, thread) for the tiles on and above the diagonal; every thread gets the same ones in
+  // every loop, and such as lie together.
   template <class Body>
   void for_upper_tiles(const Body& body) const {
-    parallel_for(tiles_ * (tiles_ + 1) / 2, threads_, [&](std::int64_t index, int thread) {
-      std::int64_t row = 0;
-      while (index >= tiles_ - row) index -= tiles_ - row++;
-      body(row, row + index, thread);
+    parallel_for_parts(tiles_ * (tiles_ + 1) / 2, threads_, [&](std::int64_t index, int thread) {
+      body(order_[index].row, order_[index].column, thread);
     });
+  }
+
+  // Bring tiles in an order in which neighbours share rows or columns: a square of tiles by its quarters, in theirs.
+  void order_tiles(std::int64_t row, std::int64_t column, std::int64_t size, std::int64_t* next) {
+    if (row > column || row >= tiles_ || column >= tiles_) return;
+    if (size == 1) {
+      order_[(*next)++] = {row, column};
+      return;
+    }
+    const std::int64_t half = size / 2;
+    order_tiles(row, column, half, next);
+    order_tiles(row, column + half, half, next);
+    if (row != column) order_tiles(row + half, column, half, next);
+    order_tiles(row + half, column + half, half, next);
   }
 
   // Rows of block `block` that are not padding.
@@ -89,37 +105,45 @@ class SmallSet {
     return matrix_.get() + row * side_ * stride_ + column * side_;
   }
 
-  // Products of two blocks of rows become distances; blocks are padded with zeros in the last.
-  void distances(const Rows& rows, const Array<float>& packed_rows, std::int64_t row, std::int64_t column, float* out,
-                 std::int64_t out_stride) const {
-    const std::int64_t panels = side_ / kPanel, in_all = rows.padded() / kPanel;
-    const auto there = [&](std::int64_t block) {
-      return in_all - block * panels < panels ? in_all - block * panels : panels;
-    };
-    panel_product(rows.plain() + row * side_ * rows.stride(), rows.stride(), there(row),
-                  packed_rows.get() + column * side_ * rows.columns(), there(column), rows.columns(), row == column, out,
-                  out_stride);
-    for (std::int64_t each = 0; each < there(row) * kPanel; ++each) {
-      to_distances({rows.metric()}, rows.sizes()[row * side_ + each], rows.sizes() + column * side_,
-                   there(column) * kPanel, out + each * out_stride);
+  // Rows of block `block` in whole panels; those after the last row are zero.
+  std::int64_t rows_in(const Rows& rows, std::int64_t block) const {
+    const std::int64_t left = rows.padded() - block * side_;
+    return left < side_ ? left : side_;
+  }
+
+  void products(const Rows& rows, const Array<float>& packed_rows, std::int64_t row, std::int64_t column, float* out,
+                std::int64_t out_stride) const {
+    product_of_rows(rows.plain() + row * side_ * rows.stride(), rows.stride(), rows_in(rows, row),
+                    packed_rows.get() + column * rows.columns() * packed_stride(), packed_stride(),
+                    rows_in(rows, column), rows.columns(), row == column, out, out_stride);
+  }
+
+  // The distances between target embeddings of a tile.
+  void make_targets(std::int64_t row, std::int64_t column, float* out) const {
+    if (!given_.target_embeddings) return;
+    products(target_rows_, packed_targets_, row, column, out, kTargetStride);
+    for (std::int64_t each = 0; each < rows_in(target_rows_, row); ++each) {
+      to_distances(given_.target_metric, target_rows_.sizes()[row * side_ + each],
+                   target_rows_.sizes() + column * side_, rows_in(target_rows_, column),
+                   out + each * kTargetStride);
     }
   }
 
-  // Go through the rows of a tile with their targets: body(d, h, weights, count) for a stretch of `count` pairs.
+  // Call body(row within the tile, place, h, weights) for all vectors of pairs of a tile.
   template <class Body>
-  void with_targets(std::int64_t row, std::int64_t column, const float* target_tile, const Body& body) const {
+  void for_pairs(std::int64_t row, std::int64_t column, float* made_targets, const Body& body) const {
     const Targets targets(given_, set_);
-    alignas(64) float own[128], weights[128];
-    const std::int64_t first = column * side_;
-    const std::int64_t count = real_in(column);
-    if (count == 0) return;
-    const std::int64_t padded = up_to(count, kWidth);
-    for (std::int64_t each = row * side_; each < (row + 1) * side_ && each < real_; ++each) {
-      const float* made = target_tile + (each - row * side_) * kTargetStride;
-      if (given_.target_embeddings) std::memcpy(own, made, sizeof(float) * static_cast<std::size_t>(count));
-      targets.read_row(each, first, count, own, weights);
-      for (std::int64_t k = count; k < padded; ++k) own[k] = weights[k] = 0;
-      body(matrix_.get() + each * stride_ + first, own, weights, padded);
+    const std::int64_t high = real_in(row), across = real_in(column);
+    for (std::int64_t each = 0; each < high; ++each) {
+      if (each + kAhead < high) {
+        targets.call_for(row * side_ + each + kAhead, column * side_, across);
+        for (std::int64_t k = 0; k < across; k += 16) {
+          __builtin_prefetch(tile(row, column) + (each + kAhead) * stride_ + k, 1, 2);
+        }
+      }
+      float* made = given_.target_embeddings ? made_targets + each * kTargetStride : nullptr;
+      targets.for_row(row * side_ + each, column * side_, across, made,
+                      [&](std::int64_t place, Floats h, Floats weights) { body(each, place, h, weights); });
     }
   }
 
@@ -129,43 +153,93 @@ class SmallSet {
     for (std::int64_t each = 0; each < count; ++each) of_tiles[each] = Moments();
     Array<float> scratch(given_.target_embeddings ? threads_ * kTargetTile : 0);
     for_upper_tiles([&](std::int64_t row, std::int64_t column, int thread) {
-      Targets(given_, set_).call_for(row * side_, real_in(row), column * side_, real_in(column));
-      distances(rows_, panels_, row, column, tile(row, column), stride_);
-      if (!given_.has_target()) return;
+      products(rows_, packed_, row, column, tile(row, column), stride_);
       float* target_tile = scratch.get() + thread * kTargetTile;
-      if (given_.target_embeddings) distances(target_rows_, target_panels_, row, column, target_tile, kTargetStride);
-      MomentSums sums(static_cast<bool>(given_.weights));
-      with_targets(row, column, target_tile, [&](const float* d, const float* h, const float* weights, std::int64_t n) {
-        sums.add(d, h, weights, n);
-      });
-      of_tiles[row * tiles_ + column] = sums.total();
+      make_targets(row, column, target_tile);
+      Moments& moments = of_tiles[row * tiles_ + column];
+      if (given_.weights) {
+        moments = finish_distances<true>(row, column, target_tile);
+      } else {
+        moments = finish_distances<false>(row, column, target_tile);
+      }
     });
     Moments total;
     for (std::int64_t each = 0; each < count; ++each) total.add(of_tiles[each]);
     return total;
   }
 
+  // Turn the products of a tile into distances and sum up what they add to the correlation.
+  template <bool kWeighted>
+  Moments finish_distances(std::int64_t row, std::int64_t column, float* target_tile) const {
+    float* const values = tile(row, column);
+    const float *sizes = rows_.sizes() + row * side_, *others = rows_.sizes() + column * side_;
+    // padding has distances too: triplets of weight 0 may name it
+    const bool all_pairs = given_.has_target() && real_ == given_.rows;
+    if (!all_pairs) {
+      for (std::int64_t each = 0; each < rows_in(rows_, row); ++each) {
+        to_distances(given_.metric, sizes[each], others, rows_in(rows_, column), values + each * stride_);
+      }
+      if (!given_.has_target()) return Moments();
+    }
+    return with_distance(given_.metric, [&](auto distance) {
+      MomentSums<kWeighted> sums;
+      for_pairs(row, column, target_tile, [&](std::int64_t each, std::int64_t place, Floats h, Floats weights) {
+        float* const value = values + each * stride_ + place;
+        if (all_pairs) store(value, distance(all(sizes[each]) + load(others + place), load(value)));
+        sums.add(load(value), h, weights);
+      });
+      return sums.total();
+    });
+  }
+
+  // Look the distances of the triplets up; `by_entry` becomes their derivatives by these.
   TripletSums compute_triplets(const Triplets& triplets, const Array<std::int32_t>& places,
                                const Array<float>& by_entry) const {
     const std::int64_t chunks = triplets.chunks();
     Array<TripletSums> of_chunks(chunks);
     Array<std::int32_t> wrong(chunks);
-    parallel_for(chunks, threads_, [&](std::int64_t chunk, int) {
-      std::int32_t smaller[3][kChunk], larger[3][kChunk];
-      wrong[chunk] = !triplets.read_rows(chunk, smaller, larger);
-      if (wrong[chunk]) return;
-      const std::int64_t count = triplets.chunk_size(chunk);
+    parallel_for_parts(chunks, threads_, [&](std::int64_t chunk, int) {
       auto* place = reinterpret_cast<std::int32_t(*)[kChunk]>(places.get() + 3 * kChunk * chunk);
       auto* values = reinterpret_cast<float(*)[kChunk]>(by_entry.get() + 3 * kChunk * chunk);
+      const auto stride = static_cast<std::int32_t>(stride_);
+      wrong[chunk] = !triplets.read_pairs(chunk, [&](std::int64_t each, int pair, std::int32_t row, std::int32_t column) {
+        place[pair][each] = row * stride + column;
+      });
+      if (wrong[chunk]) return;
+      const std::int64_t count = triplets.chunk_size(chunk);
+      const float* const matrix = matrix_.get();
       for (int pair = 0; pair < 3; ++pair) {
-        for (std::int64_t each = 0; each < count; ++each) {
-          place[pair][each] = smaller[pair][each] * static_cast<std::int32_t>(stride_) + larger[pair][each];
-          values[pair][each] = matrix_[place[pair][each]];
-        }
+        for (std::int64_t each = 0; each < count; ++each) values[pair][each] = matrix[place[pair][each]];
       }
       of_chunks[chunk] = triplets.compute(chunk, values, given_.gradient != nullptr);
     });
     return merge(of_chunks, wrong, chunks);
+  }
+
+  // Add the derivatives of the triplets to those of the pairs: every thread those of its own band of rows, in one order
+  // whatever the number of bands.
+  void add_triplets(const Triplets& triplets, const Array<std::int32_t>& places, const Array<float>& by_entry,
+                    float factor) const {
+    const std::int64_t bands = 3 * given_.triplet_count < kWorthBands ? 1 : threads_;
+    parallel_for_parts(bands, threads_, [&](std::int64_t band, int) {
+      const std::int32_t begin = first_place(band, bands), end = first_place(band + 1, bands);
+      alignas(64) std::int32_t own_places[kChunk + kWidth];
+      alignas(64) float own_values[kChunk + kWidth];
+      for (std::int64_t chunk = 0; chunk < triplets.chunks(); ++chunk) {
+        for (int pair = 0; pair < 3; ++pair) {
+          const std::int64_t first = (3 * chunk + pair) * kChunk;
+          const std::int64_t count = select(places.get() + first, by_entry.get() + first, triplets.chunk_size(chunk),
+                                            begin, end, own_places, own_values);
+          for (std::int64_t each = 0; each < count; ++each) matrix_[own_places[each]] += factor * own_values[each];
+        }
+      }
+    });
+  }
+
+  // Where a band of rows begins in the matrix: bands hold about the same number of pairs.
+  std::int32_t first_place(std::int64_t band, std::int64_t bands) const {
+    const double share = 1 - std::sqrt(1 - static_cast<double>(band) / static_cast<double>(bands));
+    return static_cast<std::int32_t>(static_cast<std::int64_t>(share * static_cast<double>(given_.rows)) * stride_);
   }
 
   void compute_derivatives(const Slopes& slopes) const {
@@ -174,16 +248,18 @@ class SmallSet {
     Array<float> scratch(given_.target_embeddings ? threads_ * kTargetTile : 0);
     const bool correlated = given_.has_target() && given_.beta != 0;
     for_upper_tiles([&](std::int64_t row, std::int64_t column, int thread) {
-      float* target_tile = scratch.get() + thread * kTargetTile;
-      if (correlated && given_.target_embeddings) distances(target_rows_, target_panels_, row, column, target_tile, kTargetStride);
+      float* const values = tile(row, column);
       if (correlated) {
-        with_targets(row, column, target_tile,
-                     [&](const float* d, const float* h, const float* weights, std::int64_t n) {
-                       to_derivatives({given_.metric}, scaled, h, weights, n, const_cast<float*>(d));
-                     });
+        float* target_tile = scratch.get() + thread * kTargetTile;
+        make_targets(row, column, target_tile);
+        with_distance(given_.metric, [&](auto distance) {
+          for_pairs(row, column, target_tile, [&](std::int64_t each, std::int64_t place, Floats h, Floats weights) {
+            float* const value = values + each * stride_ + place;
+            store(value, derivative(distance, scaled, h, weights, load(value)));
+          });
+        });
       }
       // what belongs to no pair: all without a correlation, else padding
-      float* values = tile(row, column);
       for (std::int64_t i = 0; i < side_; ++i) {
         const bool real = correlated && row * side_ + i < real_;
         const std::int64_t rest = real ? real_ - column * side_ : 0;
@@ -193,41 +269,55 @@ class SmallSet {
   }
 
   // The matrix holds the derivatives by pairs i < j: row i of the symmetric one is column i down to the diagonal and row
-  // i from there on.
+  // i from there on. Rows are taken in groups, as many as there are for threads to share.
   void compute_gradient() const {
-    const std::int64_t padded = rows_.padded(), groups = padded / kPanel, stride = rows_.stride();
-    const std::int64_t wide_columns = up_to(given_.columns, kPanel);
+    if (given_.rows <= kNarrowRows) {
+      compute_gradient_of_groups<kPanel>();
+    } else {
+      compute_gradient_of_groups<2 * kPanel>();
+    }
+  }
+
+  template <std::int64_t kGroup>
+  void compute_gradient_of_groups() const {
+    const std::int64_t padded = rows_.padded(), stride = rows_.stride(), wide_columns = up_to(given_.columns, kPanel);
     Array<float> products(padded * stride);
-    parallel_for(groups, threads_, [&](std::int64_t group, int) {
-      const std::int64_t first = group * kPanel, last = first + kPanel;
+    parallel_for_parts((padded + kGroup - 1) / kGroup, threads_, [&](std::int64_t index, int) {
+      const std::int64_t first = index * kGroup, size = first + kGroup < padded ? kGroup : padded - first;
+      const std::int64_t last = first + size;
+      const auto at = [&](std::int64_t row, std::int64_t column) { return matrix_.get() + row * stride_ + column; };
       float* out = products.get() + first * stride;
-      alignas(64) float diagonal[kPanel * kPanel];
-      for (std::int64_t i = 0; i < kPanel; ++i) {
-        for (std::int64_t j = 0; j < kPanel; ++j) {
-          diagonal[i * kPanel + j] = matrix_[(first + (i < j ? i : j)) * stride_ + first + (i < j ? j : i)];
+      alignas(64) float diagonal[kGroup * kGroup];
+      for (std::int64_t i = 0; i < size; ++i) {
+        for (std::int64_t j = 0; j < size; ++j) diagonal[i * kGroup + j] = *at(first + (i < j ? i : j), first + (i < j ? j : i));
+      }
+      product(transposed(diagonal, kGroup), rows_.plain() + first * stride, stride, size, size, wide_columns, out, stride,
+              false);
+      for (std::int64_t from = 0; from < first; from += kShallow) {
+        for (std::int64_t k = from + kShallow; k < from + 2 * kShallow && k < first; ++k) {  // of the next product
+          for (std::int64_t j = 0; j < size; j += 16) __builtin_prefetch(at(k, first + j), 0, 2);
         }
+        product(transposed(at(from, first), stride_), rows_.plain() + from * stride, stride,
+                first - from < kShallow ? first - from : kShallow, size, wide_columns, out, stride, true);
       }
-      product(transposed(diagonal, kPanel), rows_.plain() + first * stride, stride, kPanel, kPanel, wide_columns, out,
-              stride, false);
-      for (std::int64_t from = 0; from < first; from += kDepth) {
-        product(transposed(matrix_.get() + from * stride_ + first, stride_), rows_.plain() + from * stride, stride,
-                first - from < kDepth ? first - from : kDepth, kPanel, wide_columns, out, stride, true);
+      for (std::int64_t from = last; from < padded; from += kShallow) {
+        product(as_it_is(at(first, from), stride_), rows_.plain() + from * stride, stride,
+                padded - from < kShallow ? padded - from : kShallow, size, wide_columns, out, stride, true);
       }
-      for (std::int64_t from = last; from < padded; from += kDepth) {
-        product(as_it_is(matrix_.get() + first * stride_ + from, stride_), rows_.plain() + from * stride, stride,
-                padded - from < kDepth ? padded - from : kDepth, kPanel, wide_columns, out, stride, true);
-      }
-      Doubles totals[kPanel / kHalf] = {};
-      for (std::int64_t k = 0; k < first; ++k) add_columns<kPanel>(matrix_.get() + k * stride_ + first, totals);
-      for (std::int64_t k = 0; k < kPanel; ++k) add_columns<kPanel>(diagonal + k * kPanel, totals);
-      for (std::int64_t i = 0; i < kPanel && first + i < given_.rows; ++i) {
-        const float total = static_cast<float>(totals[i / kHalf][i % kHalf] +
-                                               row_sum(matrix_.get() + (first + i) * stride_ + last, padded - last));
+      Doubles totals[kGroup / kHalf] = {};
+      for (std::int64_t k = 0; k < first; ++k) add_columns<kGroup>(at(k, first), totals);
+      for (std::int64_t k = 0; k < size; ++k) add_columns<kGroup>(diagonal + k * kGroup, totals);
+      for (std::int64_t i = 0; i < size && first + i < given_.rows; ++i) {
+        const float total = static_cast<float>(totals[i / kHalf][i % kHalf] + row_sum(at(first + i, last), padded - last));
         finish_row(given_, rows_, set_, first + i, real_, total, out + i * stride);
       }
     });
   }
 
+  static constexpr std::int64_t kWorthBands = 4096;  // entries below which one thread adds them faster
+  static constexpr std::int64_t kNarrowRows = 512;
+  static constexpr std::int64_t kMostTiles = 8;  // a side, for kMostRows
+  static constexpr std::int64_t kAhead = 8;  // rows
   static constexpr std::int64_t kTargetStride = 128;
   static constexpr std::int64_t kTargetTile = 128 * kTargetStride;
 
@@ -236,9 +326,13 @@ class SmallSet {
   int threads_;
   std::int64_t real_;
   Rows rows_, target_rows_;
-  Array<float> panels_, target_panels_;
+  Array<float> packed_, packed_targets_;
   std::int64_t side_, tiles_, stride_;
   Array<float> matrix_;
+  struct Tile {
+    std::int64_t row, column;
+  };
+  Tile order_[kMostTiles * (kMostTiles + 1) / 2];
 };
 
 }  // namespace bgs::cpu::BGS_ISA

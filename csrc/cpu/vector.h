@@ -49,6 +49,34 @@ inline Doubles load_wide(const float* from) {
 #endif
 }
 
+// The lower (0) or the upper half (1) of a vector in twice the precision.
+inline Doubles widened(Floats value, int half) {
+#if defined(__AVX512F__)
+  return (Doubles)_mm512_cvtps_pd(half == 0 ? _mm512_castps512_ps256((__m512)value)
+                                            : _mm512_extractf32x8_ps((__m512)value, 1));
+#elif defined(__AVX2__)
+  return (Doubles)_mm256_cvtps_pd(half == 0 ? _mm256_castps256_ps128((__m256)value)
+                                            : _mm256_extractf128_ps((__m256)value, 1));
+#else
+  float lanes[kWidth];
+  std::memcpy(lanes, &value, sizeof lanes);
+  return load_wide(lanes + half * kHalf);
+#endif
+}
+
+// kWidth bytes as integers.
+inline Ints load_bytes(const std::uint8_t* from) {
+#if defined(__AVX512F__)
+  return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__AVX2__)
+  return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+#else
+  Ints value;
+  for (int each = 0; each < kWidth; ++each) value[each] = from[each];
+  return value;
+#endif
+}
+
 template <int kCount, class Number, class Vector>
 inline Number sum_of(Vector value) {
   Number lanes[kCount];
