@@ -122,6 +122,7 @@ def keep_kernels(kernels: Iterable[Any], keys: dict[str, str], folder: Path) -> 
         what ``install_kernels`` needs of each.
     """
     entries = []
+    folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{KERNELS}"
     with tarfile.open(part, "w:xz", preset=3) as archive:
         for kernel in kernels:

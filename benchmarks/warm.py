@@ -293,7 +293,6 @@ def main(arguments: list[str] | None = None) -> int:
     import triton
 
     folder, gpu = given.folder.resolve(), GPUS[given.gpu]
-    folder.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     kernels, keys, failed = compiled(in_turns(SUITES[name]() for name in given.suites), gpu, given.seconds)
     about: dict[str, Any] = {
