@@ -44,15 +44,15 @@ SECONDS = 480.0
 RESERVE = 12.0
 """Seconds that are kept for the table and the plots."""
 
-STARTING = 8.0
-"""Seconds that a benchmark takes to begin and to end, beside those that it is told to measure for."""
+STARTING = (8.0, 20.0)
+"""The fewest and the most seconds that a benchmark is given to begin and to end, beside those that it measures: twice
+what this module took to begin."""
 
 GRACE = 3.0
 """Seconds that a step has to end by itself after it was interrupted."""
 
 OVERTIME = 4.0
-"""Seconds that a benchmark, which keeps to its time by itself, may take longer before it is stopped; more where one
-begins slowly."""
+"""Seconds that a benchmark, which keeps to its time by itself, may take longer before it is stopped."""
 
 LEAST = 5.0
 """A step is not begun with fewer seconds left."""
@@ -386,7 +386,7 @@ class Run:
         from benchmarks import environment
         from benchmarks.results import Figures
 
-        self._overtime = max(OVERTIME, 2 * (time.monotonic() - begin))
+        self._starting = min(max(2 * (time.monotonic() - begin), STARTING[0]), STARTING[1])
         self._figures = Figures(out / FIGURES, environment.default_device())
         self._revision = environment.revision()
         self._logs = Path(tempfile.mkdtemp(prefix="bgs-run-")) / "logs"
@@ -509,11 +509,10 @@ class Run:
             self._skip(step, f"{step.tool[0]} is not installed")
         else:
             self.say(f"--- {step.name}, at most {limit:.0f} s")
-            told = max(limit - STARTING, 1.0)
+            told = max(limit - self._starting, 1.0)
             child = self._child(step.name, arguments(step, self._out / FIGURES, told), step)
             self._current = step.name, child
-            more = min(self._overtime, self._end + OVERTIME - time.monotonic() - limit) if step.section else 0.0
-            ended, at = child.wait(limit + more), child.last_line()
+            ended, at = child.wait(limit + (OVERTIME if step.section else 0.0)), child.last_line()
             outcome = child.outcome()
             if not ended:
                 outcome |= {"status": STOPPED, "reason": f"after {limit:.0f} s, at: {at}"[:LETTERS]}

@@ -124,7 +124,7 @@ def test_checks_are_repeated_at_another_revision(run, monkeypatch):
 
 
 def test_a_benchmark_that_left_something_out_is_run_again(run, monkeypatch):
-    monkeypatch.setattr(run_all, "STARTING", 28.5)  # so that it is told to measure for 1.5 s, which is hardly enough
+    monkeypatch.setattr(run_all, "STARTING", (28.5, 28.5))  # so that it measures for 1.5 s, which is hardly enough
     run(step("good", seconds=30.0), seconds=42.0)
     assert figures(run.out)["steps"]["good"] | {"seconds": 0} == {
         "status": "passed",
