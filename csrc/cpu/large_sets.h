@@ -59,6 +59,7 @@ class LargeSet {
   static constexpr std::int64_t kStride = kTileStride;
   static constexpr std::int64_t kTile = kSide * kStride;
   static constexpr std::int64_t kColumns = 256;
+  static constexpr std::int64_t kAhead = 8;  // rows
 
   static std::int64_t number_of(std::int64_t row, std::int64_t column) { return column * (column + 1) / 2 + row; }
 
@@ -116,25 +117,31 @@ class LargeSet {
     }
   }
 
-  // Call body(row within the tile, place, h, weights) for all vectors of pairs of a tile.
-  template <class Body>
-  void for_pairs(std::int64_t row, std::int64_t column, float* target_tile, const Body& body) const {
+  // Call use(row within the tile, line) for the rows of a tile that have pairs; see Targets::with_line.
+  template <class Use>
+  void for_lines(std::int64_t row, std::int64_t column, float* target_tile, const Use& use) const {
     const Targets targets(given_, set_);
-    for (std::int64_t each = 0; each < real_in(row); ++each) {
-      targets.call_for(row * kSide + (each + 8 < real_in(row) ? each + 8 : each), column * kSide, real_in(column));
+    const std::int64_t high = real_in(row), across = real_in(column);
+    for (std::int64_t each = 0; each < high; ++each) {
+      if (each + kAhead < high) targets.call_for(row * kSide + each + kAhead, column * kSide, across);
       float* made = given_.target_embeddings ? target_tile + each * kStride : nullptr;
-      targets.for_row(row * kSide + each, column * kSide, real_in(column), made,
-                      [&](std::int64_t place, Floats h, Floats weights) { body(each, place, h, weights); });
+      targets.with_line(row * kSide + each, column * kSide, across, made,
+                        [&](const auto& line) { use(each, line); });
     }
   }
 
   template <bool kWeighted>
   Moments moments_of(std::int64_t row, std::int64_t column, const float* tile, float* target_tile) const {
-    MomentSums<kWeighted> sums;
-    for_pairs(row, column, target_tile, [&](std::int64_t each, std::int64_t place, Floats h, Floats weights) {
-      sums.add(load(tile + each * kStride + place), h, weights);
+    MomentSums<kWeighted> total;
+    for_lines(row, column, target_tile, [&](std::int64_t each, const auto& line) {
+      const float* const values = tile + each * kStride;
+      MomentSums<kWeighted> sums;  // of the row, in registers
+      line.for_each([&](std::int64_t place, Targets::Pairs pairs) __attribute__((always_inline)) {
+        sums.add(load(values + place), pairs.h, pairs.weights);
+      });
+      total.add(sums);
     });
-    return sums.total();
+    return total.total();
   }
 
   Moments compute_distances(const Entries& entries, float* by_entry) {
@@ -229,9 +236,8 @@ class LargeSet {
       float* target_tile = scratch_[1].get() + thread * kTile;
       if (given_.target_embeddings) distances(target_rows_, row, column, thread, target_tile);
       with_distance(given_.metric, [&](auto distance) {
-        for_pairs(row, column, target_tile, [&](std::int64_t each, std::int64_t place, Floats h, Floats weights) {
-          float* const value = tile + each * kStride + place;
-          store(value, derivative(distance, slopes, h, weights, load(value)));
+        for_lines(row, column, target_tile, [&](std::int64_t each, const auto& line) {
+          to_derivatives(distance, slopes, line, tile + each * kStride);
         });
       });
     }

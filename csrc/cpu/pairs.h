@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/elements.h"
 #include "cpu/hybrid_loss.h"
@@ -71,65 +72,83 @@ class Targets {
     for (std::int64_t k = 0; k < count; k += 16) __builtin_prefetch(from + k, 0, 2);
   }
 
-  // Go through row `row` of the pairs from column `first` on, `count` columns: call body(place, h, weights) for the vector
-  // that begins `place` columns on, with targets and weights of 0 where a pair is unobserved, and on the diagonal and below
-  // it. Vectors that lie below it altogether are left out. `made` holds the distances of target embeddings, and is
-  // overwritten.
-  template <class Body>
-  void for_row(std::int64_t row, std::int64_t first, std::int64_t count, float* made, const Body& body) const {
+  // A vector of pairs: their targets and weights, 0 and 0 where a pair is unobserved, and on the diagonal and below it.
+  struct Pairs {
+    Floats h, weights;
+  };
+
+  // Call use(line) for row `row` of the pairs and `count` columns from `first` on: line.for_each(body) calls
+  // body(place, pairs) for the vector of pairs that begins `place` columns on; those that lie below the diagonal
+  // altogether are left out. `made` holds the distances of target embeddings, and is overwritten.
+  template <class Use>
+  void with_line(std::int64_t row, std::int64_t first, std::int64_t count, float* made, const Use& use) const {
     const std::int64_t hidden = row + 1 - first < 0 ? 0 : row + 1 - first;
     const std::int64_t begin = hidden == 0 ? 0 : (hidden - 1) / kWidth * kWidth;
     if (begin >= count) return;
     const Tensor &target = given_.target, &mask = given_.mask;
-    const bool side_by_side = target && target.dtype == DType::kFloat32 && target.stride[2] == 1 && !given_.weights;
-    const float* from = side_by_side ? static_cast<const float*>(target.data) + offset(target, row, first) : nullptr;
-    if (side_by_side && !mask) {
-      for_lines<false>(from, nullptr, begin, hidden, count, body);
-    } else if (side_by_side && mask.stride[2] == 1) {
+    if (target && target.dtype == DType::kFloat32 && target.stride[2] == 1 && !given_.weights &&
+        (!mask || mask.stride[2] == 1)) {
+      const float* from = static_cast<const float*>(target.data) + offset(target, row, first);
+      const std::int64_t whole = begin < hidden ? begin + kWidth : begin;
+      if (!mask) return use(LineInPlace<false>{begin, whole, hidden, count, from, nullptr});
       const auto* seen = static_cast<const std::uint8_t*>(mask.data) + offset(mask, row, first);
-      for_lines<true>(from, seen, begin, hidden, count, body);
-    } else {
-      alignas(64) float own[kMostColumns], weights[kMostColumns];
-      float* const h = made != nullptr ? made : own;
-      read_row(row, first, hidden, count, h, weights);
-      for (std::int64_t each = begin; each < count; each += kWidth) {
-        body(each, load(h + each), load(weights + each));
-      }
+      return use(LineInPlace<true>{begin, whole, hidden, count, from, seen});
     }
+    alignas(64) float own[kMostColumns], weights[kMostColumns];
+    float* const h = made != nullptr ? made : own;
+    read_row(row, first, hidden, count, h, weights);
+    use(LineInBuffers{begin, count, h, weights});
   }
 
   static constexpr std::int64_t kMostColumns = 256;  // of a tile
 
  private:
   // Targets in float32 side by side, and bytes that say which were observed: they are read where they lie.
-  template <bool kMasked, class Body>
-  static void for_lines(const float* from, const std::uint8_t* seen, std::int64_t begin, std::int64_t hidden,
-                        std::int64_t count, const Body& body) {
-    const Floats one = all(1.0f), none{};
-    const auto pass = [&](std::int64_t place, const float* values, const std::uint8_t* flags) {
-      const Floats value = load(values);
-      Ints there = value == value;
-      if (kMasked) there &= load_bytes(flags) != 0;
-      body(place, there ? value : none, there ? one : none);
-    };
-    const auto pass_edge = [&](std::int64_t place) {  // not all of the vector are pairs
-      alignas(64) float values[kWidth];
-      alignas(64) std::uint8_t flags[kWidth] = {};
-      for (int each = 0; each < kWidth; ++each) {
-        const bool inside = place + each >= hidden && place + each < count;
-        values[each] = inside ? from[place + each] : __builtin_nanf("");
-        if (kMasked && inside) flags[each] = seen[place + each];
+  template <bool kMasked>
+  struct LineInPlace {
+    std::int64_t begin, whole, hidden, count;  // vectors before `whole` are not all pairs
+    const float* from;
+    const std::uint8_t* seen;
+
+    template <class Body>
+    [[gnu::always_inline]] void for_each(const Body& body) const {
+      if (begin < whole) body(begin, at_edge(begin));
+      std::int64_t place = whole;
+      for (; place + kWidth <= count; place += kWidth) {
+        const Floats value = load(from + place);
+        Ints there = value == value;
+        if (kMasked) there &= load_bytes(seen + place) != 0;
+        body(place, Pairs{there ? value : Floats{}, there ? all(1.0f) : Floats{}});
       }
-      pass(place, values, flags);
-    };
-    std::int64_t place = begin;
-    if (place < hidden) {
-      pass_edge(place);
-      place += kWidth;
+      if (place < count) body(place, at_edge(place));
     }
-    for (; place + kWidth <= count; place += kWidth) pass(place, from + place, kMasked ? seen + place : nullptr);
-    if (place < count) pass_edge(place);
-  }
+
+    [[gnu::noinline]] Pairs at_edge(std::int64_t place) const {
+      alignas(64) float values[kWidth] = {};
+      alignas(64) std::uint8_t flags[kWidth] = {};
+      const std::int64_t left = count - place < kWidth ? count - place : kWidth;
+      std::memcpy(values, from + place, sizeof(float) * static_cast<std::size_t>(left));
+      if (kMasked) std::memcpy(flags, seen + place, static_cast<std::size_t>(left));
+      const Ints lane = numbered() + static_cast<std::int32_t>(place);
+      const Floats value = load(values);
+      Ints there =
+          (value == value) & (lane >= static_cast<std::int32_t>(hidden)) & (lane < static_cast<std::int32_t>(count));
+      if (kMasked) there &= load_bytes(flags) != 0;
+      return {there ? value : Floats{}, there ? all(1.0f) : Floats{}};
+    }
+  };
+
+  struct LineInBuffers {
+    std::int64_t begin, count;
+    const float *h, *weights;
+
+    template <class Body>
+    [[gnu::always_inline]] void for_each(const Body& body) const {
+      for (std::int64_t place = begin; place < count; place += kWidth) {
+        body(place, Pairs{load(h + place), load(weights + place)});
+      }
+    }
+  };
 
   // Complete the targets h of the pairs from `hidden` on and find their weights, up to a whole vector: 0 and 0 where
   // unobserved and where there is no pair. Without a target h holds the distances of target embeddings already.
@@ -187,6 +206,16 @@ class MomentSums {
     }
   }
 
+  void add(const MomentSums& other) {
+    weight_ += other.weight_;
+    d_ += other.d_;
+    h_ += other.h_;
+    dd_ += other.dd_;
+    hh_ += other.hh_;
+    dh_ += other.dh_;
+    observed_ += other.observed_;
+  }
+
   Moments total() const {
     const double observed = sum(kWeighted ? observed_ : weight_);
     return {sum(weight_), sum(d_), sum(h_), sum(dd_), sum(hh_), sum(dh_), static_cast<std::int64_t>(observed)};
@@ -205,11 +234,16 @@ inline void to_distances(Metric metric, float size, const float* sizes, std::int
   });
 }
 
-// The derivative of the loss by |x - y|^2 (under "dot", by the distance) of a vector of pairs.
-template <class Distance>
-inline Floats derivative(Distance distance, const Slopes& slopes, Floats h, Floats weights, Floats d) {
-  const Floats by_r = all(slopes.by_target) * (h - all(slopes.mean_h)) + all(slopes.by_distance) * (d - all(slopes.mean_d));
-  return weights * by_r * distance.slope(d);
+// Replace the distances of a line of pairs by the derivatives of the loss by |x - y|^2 (under "dot", by the distance).
+template <class Distance, class Line>
+inline void to_derivatives(Distance distance, const Slopes& slopes, const Line& line, float* values) {
+  const Floats by_target = all(slopes.by_target), by_distance = all(slopes.by_distance), mean_h = all(slopes.mean_h),
+               mean_d = all(slopes.mean_d);
+  line.for_each([=](std::int64_t place, Targets::Pairs pairs) __attribute__((always_inline)) {
+    const Floats d = load(values + place);
+    const Floats by_r = by_target * (pairs.h - mean_h) + by_distance * (d - mean_d);
+    store(values + place, pairs.weights * by_r * distance.slope(d));
+  });
 }
 
 }  // namespace bgs::cpu::BGS_ISA

@@ -129,9 +129,9 @@ class SmallSet {
     }
   }
 
-  // Call body(row within the tile, place, h, weights) for all vectors of pairs of a tile.
-  template <class Body>
-  void for_pairs(std::int64_t row, std::int64_t column, float* made_targets, const Body& body) const {
+  // Call use(row within the tile, line) for the rows of a tile that have pairs; see Targets::with_line.
+  template <class Use>
+  void for_lines(std::int64_t row, std::int64_t column, float* made_targets, const Use& use) const {
     const Targets targets(given_, set_);
     const std::int64_t high = real_in(row), across = real_in(column);
     for (std::int64_t each = 0; each < high; ++each) {
@@ -142,8 +142,8 @@ class SmallSet {
         }
       }
       float* made = given_.target_embeddings ? made_targets + each * kTargetStride : nullptr;
-      targets.for_row(row * side_ + each, column * side_, across, made,
-                      [&](std::int64_t place, Floats h, Floats weights) { body(each, place, h, weights); });
+      targets.with_line(row * side_ + each, column * side_, across, made,
+                        [&](const auto& line) { use(each, line); });
     }
   }
 
@@ -182,14 +182,31 @@ class SmallSet {
       if (!given_.has_target()) return Moments();
     }
     return with_distance(given_.metric, [&](auto distance) {
-      MomentSums<kWeighted> sums;
-      for_pairs(row, column, target_tile, [&](std::int64_t each, std::int64_t place, Floats h, Floats weights) {
-        float* const value = values + each * stride_ + place;
-        if (all_pairs) store(value, distance(all(sizes[each]) + load(others + place), load(value)));
-        sums.add(load(value), h, weights);
-      });
-      return sums.total();
+      return all_pairs ? sum_moments<kWeighted, true>(distance, row, column, target_tile)
+                       : sum_moments<kWeighted, false>(distance, row, column, target_tile);
     });
+  }
+
+  // Sum the moments of a tile up; kMake: its products become distances in the same pass.
+  template <bool kWeighted, bool kMake, class Distance>
+  Moments sum_moments(Distance distance, std::int64_t row, std::int64_t column, float* target_tile) const {
+    const float *sizes = rows_.sizes() + row * side_, *others = rows_.sizes() + column * side_;
+    MomentSums<kWeighted> total;
+    for_lines(row, column, target_tile, [&](std::int64_t each, const auto& line) {
+      float* const values = tile(row, column) + each * stride_;
+      const Floats size = all(sizes[each]);
+      MomentSums<kWeighted> sums;  // of the row, in registers
+      line.for_each([&](std::int64_t place, Targets::Pairs pairs) __attribute__((always_inline)) {
+        Floats value = load(values + place);
+        if (kMake) {
+          value = distance(size + load(others + place), value);
+          store(values + place, value);
+        }
+        sums.add(value, pairs.h, pairs.weights);
+      });
+      total.add(sums);
+    });
+    return total.total();
   }
 
   // Look the distances of the triplets up; `by_entry` becomes their derivatives by these.
@@ -253,9 +270,8 @@ class SmallSet {
         float* target_tile = scratch.get() + thread * kTargetTile;
         make_targets(row, column, target_tile);
         with_distance(given_.metric, [&](auto distance) {
-          for_pairs(row, column, target_tile, [&](std::int64_t each, std::int64_t place, Floats h, Floats weights) {
-            float* const value = values + each * stride_ + place;
-            store(value, derivative(distance, scaled, h, weights, load(value)));
+          for_lines(row, column, target_tile, [&](std::int64_t each, const auto& line) {
+            to_derivatives(distance, scaled, line, values + each * stride_);
           });
         });
       }

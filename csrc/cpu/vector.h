@@ -36,6 +36,13 @@ inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof valu
 
 inline Floats all(float value) { return value - Floats{}; }
 
+// 0, 1, 2, ...
+inline Ints numbered() {
+  Ints value;
+  for (int each = 0; each < kWidth; ++each) value[each] = each;
+  return value;
+}
+
 // kHalf numbers. Left to convert vectors itself, GCC 12 takes three instructions instead of one.
 inline Doubles load_wide(const float* from) {
 #if defined(__AVX512F__)
