@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bgs_kernels import (
+    TripletIndex,
     fractional_rank,
     hybrid_loss,
     native,
@@ -22,6 +23,7 @@ from bgs_kernels import (
 if native.module is None:
     pytest.skip(native.MISSING, allow_module_level=True)
 
+from bgs_kernels.hybrid_loss import api
 from bgs_kernels.hybrid_loss import native as hybrid_native
 
 METRICS = ("cosine", "correlation", "euclidean", "sqeuclidean", "dot")
@@ -191,6 +193,54 @@ def test_inputs_may_change_between_forward_and_backward():
     loss = hybrid_loss(x, triplets, target, backend="native")
     target.zero_()
     assert torch.equal(torch.autograd.grad(loss, x)[0], right)
+
+
+def test_gradient_is_scaled_and_computed_again_for_another_backward_pass():
+    x, triplets, target = made(20, 8, 30)
+    x.requires_grad_()
+    loss = hybrid_loss(x, triplets, target, backend="native")
+    once, again, tripled = (torch.autograd.grad(each, x, retain_graph=True)[0] for each in (loss, loss, 3 * loss))
+    assert torch.equal(once, again) and once.data_ptr() != again.data_ptr()
+    assert torch.allclose(tripled, 3 * once, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [20, 300])
+def test_a_mask_is_what_nan_in_the_target_is(keep, rows):
+    x, triplets, target = made(rows)
+    mask = ~target.isnan()
+    filled = torch.where(mask, target, 7.0)
+    for kept in ("matrix", "some"):
+        keep(kept)
+        right = evaluated(x, triplets, target)
+        for given in (mask, mask.T.contiguous().T, torch.stack([mask, mask], -1)[..., 0]):
+            assert all(map(torch.equal, evaluated(x, triplets, filled, mask=given), right))
+        assert all(map(torch.equal, evaluated(x, triplets, target.double()), right))
+
+
+def test_the_usual_call_takes_the_short_way_and_others_the_general_one(monkeypatch):
+    x, triplets, target = made(20, 8, 30)
+    right = evaluated(x, triplets, target)
+
+    def general(*given, **words):
+        raise NotImplementedError
+
+    monkeypatch.setattr(api, "check_batch", general)
+    for judged in (triplets, triplets.int(), TripletIndex(triplets, 20)):
+        assert all(map(torch.equal, evaluated(x, judged, target, backend="auto"), right))
+    assert not hybrid_loss(x.detach(), triplets, target).requires_grad
+    unusual = {
+        "repeated": (x, triplets[:, [0, 0, 1]], target, {}),
+        "out of range": (x, triplets + 1, target, {}),
+        "of another size": (x, TripletIndex(triplets, 30), target, {}),
+        "weighted": (x, triplets, target, {"weights": target.nan_to_num()}),
+        "no mask": (x, triplets, target, {"mask": target}),
+        "float64": (x.double(), triplets, target, {}),
+        "sets": (x[None], triplets, target, {}),
+        "reference": (x, triplets, target, {"backend": "reference"}),
+    }
+    for given in unusual.values():
+        with pytest.raises(NotImplementedError):
+            hybrid_loss(*given[:3], **given[3])
 
 
 CHECK = """
