@@ -122,7 +122,7 @@ def test_steps_take_turns(monkeypatch):
     warm, measured = calls[: 3 * timing.WARM_UP], calls[3 * timing.WARM_UP :]
     assert warm == list("abc") * timing.WARM_UP
     rounds = ["".join(measured[at : at + 3]) for at in range(0, len(measured), 3)]
-    assert rounds == ["abc", "bca", "cab", "abc", "bca"]
+    assert all(sorted(each) == list("abc") for each in rounds) and len(set(rounds)) > 2
 
 
 def test_graphs_are_timed_where_they_can_be_captured(monkeypatch):
