@@ -162,12 +162,12 @@ def hybrid_loss(
     held = (alpha, beta, triplet, temperature, margin, metric, target_metric, rsa)
     compiling = torch.compiler.is_compiling()
     if compiling:
-        _check_settings(*held, reduction)
+        check_settings(*held, reduction)
     else:
         try:
             _check_settings_once(*held, reduction)
         except TypeError:  # one has no hash
-            _check_settings(*held, reduction)
+            check_settings(*held, reduction)
     if (
         target_embeddings is None
         and weights is None
@@ -327,7 +327,6 @@ class HybridLoss(torch.nn.Module):
 
 
 def check_settings(
-    *,
     alpha: float,
     beta: float,
     triplet: str,
@@ -351,31 +350,7 @@ def check_settings(
     check_choice("reduction", reduction, REDUCTIONS)
 
 
-def _check_settings(
-    alpha: float,
-    beta: float,
-    triplet: str,
-    temperature: float,
-    margin: float,
-    metric: str,
-    target_metric: str,
-    rsa: str,
-    reduction: str,
-) -> None:
-    check_settings(
-        alpha=alpha,
-        beta=beta,
-        triplet=triplet,
-        temperature=temperature,
-        margin=margin,
-        metric=metric,
-        target_metric=target_metric,
-        rsa=rsa,
-        reduction=reduction,
-    )
-
-
-_check_settings_once = functools.lru_cache(maxsize=256)(_check_settings)
+_check_settings_once = functools.lru_cache(maxsize=256)(check_settings)
 """The same for settings that may have been checked before: those of a training step are those of the last."""
 
 

@@ -230,7 +230,7 @@ class Rows {
   Array<float> plain_, sizes_, largest_, lengths_, origin_;
 };
 
-// Distances between rows, from their products with an origin in common; `vector` for one vector of them.
+// Distances between rows, from their products with an origin in common.
 template <Metric kMetric>
 struct DistanceBy {
   // d from the sizes of two rows and their product
