@@ -1,6 +1,6 @@
 """What the distribution holds and promises."""
 
-import importlib.util
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -47,7 +47,9 @@ def test_constraints_pin_torch_and_only_what_is_depended_on(project):
 
 
 def test_wheel_without_the_compiled_module_is_pure(tmp_path):
-    if not all(importlib.util.find_spec(name) for name in ("pip", "scikit_build_core", "pybind11")):
+    # By their metadata: looking for the module pip makes setuptools leave the standard library's distutils in place;
+    # torch.compile, which imports setuptools, would then fail in this process.
+    if not all(any(importlib.metadata.distributions(name=name)) for name in ("pip", "scikit-build-core", "pybind11")):
         pytest.skip("needs pip, scikit-build-core and pybind11")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel"]
     how = ["--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
