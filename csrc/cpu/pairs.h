@@ -64,12 +64,15 @@ class Targets {
  public:
   Targets(const HybridLoss& given, std::int64_t set) : given_(given), set_(set) {}
 
-  // Call for the dense targets of a row from the memory, so that they come while others are gone through.
+  // Call for the dense targets and the mask of a row from the memory, so that they come while others are gone through.
   void call_for(std::int64_t row, std::int64_t first, std::int64_t count) const {
-    const Tensor& target = given_.target;
+    const Tensor &target = given_.target, &mask = given_.mask;
     if (!target || target.dtype != DType::kFloat32 || target.stride[2] != 1) return;
     const float* from = static_cast<const float*>(target.data) + offset(target, row, first);
     for (std::int64_t k = 0; k < count; k += 16) __builtin_prefetch(from + k, 0, 2);
+    if (!mask || mask.stride[2] != 1) return;
+    const auto* seen = static_cast<const std::uint8_t*>(mask.data) + offset(mask, row, first);
+    for (std::int64_t k = 0; k < count; k += 64) __builtin_prefetch(seen + k, 0, 2);
   }
 
   // A vector of pairs: their targets and weights, 0 and 0 where a pair is unobserved, and on the diagonal and below it.
