@@ -127,16 +127,12 @@ class Targets {
     }
 
     [[gnu::noinline]] Pairs at_edge(std::int64_t place) const {
-      alignas(64) float values[kWidth] = {};
-      alignas(64) std::uint8_t flags[kWidth] = {};
       const std::int64_t left = count - place < kWidth ? count - place : kWidth;
-      std::memcpy(values, from + place, sizeof(float) * static_cast<std::size_t>(left));
-      if (kMasked) std::memcpy(flags, seen + place, static_cast<std::size_t>(left));
       const Ints lane = numbered() + static_cast<std::int32_t>(place);
-      const Floats value = load(values);
+      const Floats value = load_first(left, from + place);
       Ints there =
           (value == value) & (lane >= static_cast<std::int32_t>(hidden)) & (lane < static_cast<std::int32_t>(count));
-      if (kMasked) there &= load_bytes(flags) != 0;
+      if (kMasked) there &= load_first_bytes(left, seen + place) != 0;
       return {there ? value : Floats{}, there ? all(1.0f) : Floats{}};
     }
   };

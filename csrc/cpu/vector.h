@@ -32,6 +32,17 @@ inline Floats load(const float* from) {
   return value;
 }
 
+// The first `count` numbers, up to a whole vector, and zeros.
+inline Floats load_first(std::int64_t count, const float* from) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#else
+  alignas(64) float lanes[kWidth] = {};
+  std::memcpy(lanes, from, sizeof(float) * static_cast<std::size_t>(count));
+  return load(lanes);
+#endif
+}
+
 inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
 
 inline Floats all(float value) { return value - Floats{}; }
@@ -81,6 +92,17 @@ inline Ints load_bytes(const std::uint8_t* from) {
   Ints value;
   for (int each = 0; each < kWidth; ++each) value[each] = from[each];
   return value;
+#endif
+}
+
+// The first `count` bytes, up to kWidth, and zeros, as integers.
+inline Ints load_first_bytes(std::int64_t count, const std::uint8_t* from) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  return (Ints)_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << count) - 1), from));
+#else
+  std::uint8_t lanes[kWidth] = {};
+  std::memcpy(lanes, from, static_cast<std::size_t>(count));
+  return load_bytes(lanes);
 #endif
 }
 
