@@ -216,6 +216,8 @@ def _ours(name: str, problem: Problem) -> Loss:
         if target is None:
             raise Unsupported("target embeddings have no unobserved pairs")
         mask, target = ~target.isnan(), target.nan_to_num(nan=0.0)
+    elif target is not None:
+        target = target.clone()  # none of the forms finds what another left in the caches
     triplets: torch.Tensor | TripletIndex = problem.triplets
     if form == "index":
         triplets = TripletIndex(problem.triplets, len(problem.embeddings))
