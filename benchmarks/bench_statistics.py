@@ -17,7 +17,7 @@ import torch
 from scipy.stats import kendalltau, rankdata, spearmanr
 
 from benchmarks import command, runner
-from benchmarks.results import Results
+from benchmarks.results import Results, bar, faster_than
 from bgs_kernels import fractional_rank, rsa_correlation, triplet_counts
 from bgs_kernels.bench import paired, timing
 from bgs_kernels.bench.problem import draw_triplets
@@ -215,6 +215,36 @@ def _rates(entry: dict[str, Any], ceilings: dict[str, Any]) -> dict[str, float]:
     return {"floor_ms": floor, "share_of_floor": floor / entry["step_ms"]["median_ms"]}
 
 
+def bars(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Say whether each requirement is met by every case of it that was measured."""
+
+    def least(op: str, dtype: str | None = None) -> list[float]:
+        rivals = [name for name in BASELINES if name in CONTENDERS[op]]
+        found = [
+            [faster_than(case, rival) for rival in rivals]
+            for case in cases
+            if case["contender"] == "native"
+            and (measured := find_case(case["size"], case["mode"])).op == op
+            and dtype in (None, measured.dtype)
+        ]
+        return [min(ratios) for ratios in found if None not in ratios]
+
+    correlations, counts = least("spearman", "float64"), least("counts")
+    every = [ratio for op in CONTENDERS for ratio in least(op)]
+    return [
+        bar(
+            "Spearman's correlation, float64: x scipy",
+            min(correlations, default=None),
+            least=10.0,
+            over=len(correlations),
+        ),
+        bar(
+            "counts of judgments: x the faster bincount, least", min(counts, default=None), least=3.0, over=len(counts)
+        ),
+        bar("everything: x SciPy or NumPy, least", min(every, default=None), least=1.0, over=len(every)),
+    ]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; the exit status is 1 when a result was wrong, however the rest went."""
     names = dict.fromkeys(name for some in CONTENDERS.values() for name in some)
@@ -228,6 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
         baselines=BASELINES,
         about=lambda what: {"dimensions": {"rows": find_case(what["size"], what["mode"]).size}},
         rates=_rates,
+        bars=bars,
     )
     todo = jobs(sizes, tuple(given.contenders), QUICK_SECONDS if given.quick else SECONDS)
     return command.run(results, todo, module=MODULE, seconds=given.seconds)

@@ -45,3 +45,21 @@ def test_what_is_wrong_or_raises_is_said(monkeypatch):
     outcomes = measured("rank")
     assert outcomes["reference"]["status"] == "wrong" and outcomes["scipy"]["status"] == "ok"
     assert outcomes["native"] == {"status": "failed", "reason": "RuntimeError: no"}
+
+
+def test_bars():
+    def case(size, mode, contender="native", **ratios):
+        found = {name.replace("_", " "): {"median": ratio} for name, ratio in ratios.items()}
+        return {"size": size, "mode": mode, "contender": contender, "faster_than": found}
+
+    cases = [
+        case("spearman", "float32", scipy=11.0),
+        case("counts", "int64", bincount_int64=4.0, bincount_int32=2.0),
+        case("counts", "int64", "reference", bincount_int64=0.5, bincount_int32=0.5),
+        case("tau-b", "float32", scipy=0.9),
+    ]
+    spearman, counts, every = bench.bars(cases)
+    assert spearman["found"] is None  # none was in float64
+    assert (counts["found"], counts["met"], counts["cases"]) == (2.0, False, 1)
+    assert (every["found"], every["met"], every["cases"]) == (0.9, False, 3)
+    assert bench.bars(cases[:1])[2]["met"] and bench.bars(cases[:1])[1]["met"] is None
