@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +104,29 @@ def _rounds(onces: Mapping[str, Callable[[], float]], seconds: float) -> dict[st
         slow = time.perf_counter() - begin > SLOW * seconds
         if slow:
             break
-    order = random.Random(0)
+    orders = _orders(names)
     fewest, most = (2, 2) if slow else RUNS
     count, begin = 0, time.perf_counter()
     while count < fewest or (count < most and time.perf_counter() - begin < seconds):
-        for name in names:
+        for name in next(orders):
             times[name].append(onces[name]())
-        order.shuffle(names)  # what runs before a step decides what it finds in the caches
         count += 1
     return times
+
+
+def _orders(names: Sequence[str]) -> Iterator[list[str]]:
+    """Give orders without end. What runs before a step decides what it finds in the caches: in as many rounds as there
+    are names, or twice as many if their number is odd, every name follows every other equally often (the design of
+    Williams, 1949)."""
+    draw, count = random.Random(0), len(names)
+    zigzag = [(place + 1) // 2 if place % 2 else (count - place // 2) % count for place in range(count)]
+    while True:
+        shuffled = draw.sample(names, count)
+        rounds = [[shuffled[(place + shift) % count] for place in zigzag] for shift in range(count)]
+        if count % 2:
+            rounds += [each[::-1] for each in rounds]
+        draw.shuffle(rounds)
+        yield from rounds
 
 
 def _clock(device: torch.device) -> Callable[[Callable[..., Any], tuple[Any, ...]], float]:

@@ -1,6 +1,8 @@
 """A contender is timed only if its results are right; ratios are of times that were taken in turns."""
 
 import functools
+import itertools
+from collections import Counter
 
 import pytest
 import torch
@@ -123,6 +125,20 @@ def test_steps_take_turns(monkeypatch):
     assert warm == list("abc") * timing.WARM_UP
     rounds = ["".join(measured[at : at + 3]) for at in range(0, len(measured), 3)]
     assert all(sorted(each) == list("abc") for each in rounds) and len(set(rounds)) > 2
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_every_step_follows_every_other_equally_often(monkeypatch, count):
+    period = count * (1 + count % 2)
+    monkeypatch.setattr(timing, "SLOW", float("inf"))
+    monkeypatch.setattr(timing, "RUNS", (3 * period, 3 * period))
+    calls = []
+    steps = {name: functools.partial(calls.append, name) for name in "abcdefg"[:count]}
+    timing.interleaved(steps, device=CPU, seconds=0.0)
+    measured = calls[count * timing.WARM_UP :]
+    rounds = [measured[at : at + count] for at in range(0, len(measured), count)]
+    follows = Counter(pair for each in rounds for pair in itertools.pairwise(each))
+    assert len(follows) == count * (count - 1) and set(follows.values()) <= {3 * period // count}
 
 
 def test_graphs_are_timed_where_they_can_be_captured(monkeypatch):
