@@ -111,11 +111,13 @@ def default_device() -> torch.device:
 
 
 def revision() -> str:
-    """Give the commit that the files are at, with "+" where they differ from it; "unknown" outside a repository."""
+    """Give the commit that the files are at, with "+" where they, results aside, differ from it; "unknown" outside a
+    repository."""
     root = Path(__file__).parents[1]
     try:
         commit = _output("git", "-C", str(root), "rev-parse", "--short=10", "HEAD")
-        changed = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+        status = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+        changed = _output("git", "-C", str(root), *status)
     except (OSError, subprocess.SubprocessError):
         return os.environ.get("BGS_REVISION", "unknown")
     return commit + ("+" if changed else "")
