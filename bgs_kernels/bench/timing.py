@@ -22,7 +22,7 @@ from bgs_kernels import native
 WARM_UP = 3
 """Calls before anything is timed: they compile, fill caches and wake the clocks."""
 
-RUNS = (5, 200)
+RUNS = (5, 1000)
 """The fewest and the most calls that a time is the median of."""
 
 SLOW = 5
