@@ -68,11 +68,9 @@ class Targets {
   void call_for(std::int64_t row, std::int64_t first, std::int64_t count) const {
     const Tensor &target = given_.target, &mask = given_.mask;
     if (!target || target.dtype != DType::kFloat32 || target.stride[2] != 1) return;
-    const float* from = static_cast<const float*>(target.data) + offset(target, row, first);
-    for (std::int64_t k = 0; k < count; k += 16) __builtin_prefetch(from + k, 0, 2);
+    prefetch(static_cast<const float*>(target.data) + offset(target, row, first), count);
     if (!mask || mask.stride[2] != 1) return;
-    const auto* seen = static_cast<const std::uint8_t*>(mask.data) + offset(mask, row, first);
-    for (std::int64_t k = 0; k < count; k += 64) __builtin_prefetch(seen + k, 0, 2);
+    prefetch(static_cast<const std::uint8_t*>(mask.data) + offset(mask, row, first), count);
   }
 
   // A vector of pairs: their targets and weights, 0 and 0 where a pair is unobserved, and on the diagonal and below it.
@@ -106,6 +104,13 @@ class Targets {
   static constexpr std::int64_t kMostColumns = 256;  // of a tile
 
  private:
+  template <class Number>
+  static void prefetch(const Number* from, std::int64_t count) {
+    constexpr std::int64_t kLine = 64 / sizeof(Number);
+    for (std::int64_t k = 0; k < count; k += kLine) __builtin_prefetch(from + k, 0, 2);
+    if (count > 0) __builtin_prefetch(from + count - 1, 0, 2);  // the first number seldom begins a line
+  }
+
   // Targets in float32 side by side, and bytes that say which were observed: they are read where they lie.
   template <bool kMasked>
   struct LineInPlace {
