@@ -146,11 +146,10 @@ def results(root: Path = ROOT) -> str:
     if trained:
         parts += training(trained[0])
     for name, figures in on_cpu.items():
-        parts += kernels(name, figures, "on the CPU")
+        parts += kernels(name, figures, "on the CPU", said=parts)
     for name, figures in on_gpu.items():
-        parts += kernels(name, figures, "on a GPU")
-    parts += [] if on_gpu else [NO_GPU]
-    return "\n\n".join(dict.fromkeys(parts))  # what explains the tables of one device explains those of the next
+        parts += kernels(name, figures, "on a GPU", said=parts)
+    return "\n\n".join(parts if on_gpu else [*parts, NO_GPU])
 
 
 def training(run: dict[str, Any]) -> list[str]:
@@ -161,6 +160,7 @@ def training(run: dict[str, Any]) -> list[str]:
     """
     of_name = {case["name"]: case for case in run["cases"] if case["status"] == "ok"}
     text = {(case["mode"], case["seed"]): case for case in of_name.values() if case["run"] == "text"}
+    text = dict(sorted(text.items()))  # however often a run was tried
     parts = [_fill(f"Trained and evaluated on {_machine(run['environment'])}.")] if of_name else []
     if text:
         parts += judgments(text)
@@ -232,13 +232,14 @@ def animations(case: dict[str, Any]) -> list[str]:
     return [_fill(ANIMATIONS, number=number, seconds=seconds, **clips), _table(rows)]
 
 
-def kernels(folder: str, figures: Figures, where: str) -> list[str]:
+def kernels(folder: str, figures: Figures, where: str, *, said: Collection[str]) -> list[str]:
     """Write what was measured of the kernels on one device.
 
     Args:
         folder: the name of its folder.
         figures: its results.
         where: "on the CPU" or "on a GPU".
+        said: the paragraphs before: what explains the table of one device explains that of the next.
     """
     suites = [run for name, run in figures.items() if isinstance(run, dict) and "cases" in run and name != "training"]
     if not suites:
@@ -247,7 +248,8 @@ def kernels(folder: str, figures: Figures, where: str) -> list[str]:
     on = max((run["environment"] for run in suites), key=lambda on: on["date"])
     parts = [_fill(f"**Kernels {where}**: {_machine(on)} ({link}).")]
     if "hybrid_loss" in figures:
-        parts += loss(figures["hybrid_loss"])
+        paragraphs = loss(figures["hybrid_loss"])
+        parts += [each for each in paragraphs[:1] if each not in said] + paragraphs[1:]
     if "statistics" in figures:
         parts += _statistics(figures["statistics"])
     if "decode" in figures:

@@ -22,8 +22,9 @@ from bgs_kernels import native
 WARM_UP = 3
 """Calls before anything is timed: they compile, fill caches and wake the clocks."""
 
-RUNS = (5, 1000)
-"""The fewest and the most calls that a time is the median of."""
+RUNS = {"cuda": (5, 200), "cpu": (5, 1000)}
+"""The fewest and the most calls that a time is the median of. On a CPU caches are as another step left them, and times
+vary more."""
 
 SLOW = 5
 """A round of calls that takes longer than this many times the time allowed for all is warmed up twice, timed twice."""
@@ -63,7 +64,7 @@ def timed(
         those of ``summary``.
     """
     clock = _clock(device)
-    return summary(_rounds({"": lambda: clock(step, prepare())}, seconds)[""])
+    return summary(_rounds({"": lambda: clock(step, prepare())}, device, seconds)[""])
 
 
 def interleaved(
@@ -81,7 +82,7 @@ def interleaved(
         the times of each in ms; the i-th times of all were taken one after the other.
     """
     clock = _clock(device)
-    return _rounds({name: functools.partial(clock, step, ()) for name, step in steps.items()}, seconds)
+    return _rounds({name: functools.partial(clock, step, ()) for name, step in steps.items()}, device, seconds)
 
 
 def summary(times: list[float]) -> dict[str, float]:
@@ -90,8 +91,8 @@ def summary(times: list[float]) -> dict[str, float]:
     return {"median_ms": median, "low_ms": low, "high_ms": high, "runs": len(times)}
 
 
-def _rounds(onces: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
-    """Warm up, then call all of them round after round, in another order every time."""
+def _rounds(onces: Mapping[str, Callable[[], float]], device: torch.device, seconds: float) -> dict[str, list[float]]:
+    """Warm up, then call all of them round after round, in the orders of ``_orders``."""
     names = list(onces)
     times: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
@@ -105,7 +106,7 @@ def _rounds(onces: Mapping[str, Callable[[], float]], seconds: float) -> dict[st
         if slow:
             break
     orders = _orders(names)
-    fewest, most = (2, 2) if slow else RUNS
+    fewest, most = (2, 2) if slow else RUNS[device.type]
     count, begin = 0, time.perf_counter()
     while count < fewest or (count < most and time.perf_counter() - begin < seconds):
         for name in next(orders):
@@ -115,9 +116,9 @@ def _rounds(onces: Mapping[str, Callable[[], float]], seconds: float) -> dict[st
 
 
 def _orders(names: Sequence[str]) -> Iterator[list[str]]:
-    """Give orders without end. What runs before a step decides what it finds in the caches: in as many rounds as there
-    are names, or twice as many if their number is odd, every name follows every other equally often (the design of
-    Williams, 1949)."""
+    """Give orders of the names without end: a crossover design (Williams, 1949), since what runs before a step decides
+    what it finds in the caches. In as many rounds as there are names, twice as many if their number is odd, every name
+    follows every other equally often."""
     draw, count = random.Random(0), len(names)
     zigzag = [(place + 1) // 2 if place % 2 else (count - place // 2) % count for place in range(count)]
     while True:

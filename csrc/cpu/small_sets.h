@@ -153,10 +153,6 @@ class SmallSet {
     for (std::int64_t each = 0; each < count; ++each) of_tiles[each] = Moments();
     Array<float> scratch(given_.target_embeddings ? threads_ * kTargetTile : 0);
     for_upper_tiles([&](std::int64_t row, std::int64_t column, int thread) {
-      const Targets targets(given_, set_);
-      for (std::int64_t each = 0; each < kAhead && each < real_in(row); ++each) {
-        targets.call_for(row * side_ + each, column * side_, real_in(column));
-      }
       products(rows_, packed_, row, column, tile(row, column), stride_);
       float* target_tile = scratch.get() + thread * kTargetTile;
       make_targets(row, column, target_tile);

@@ -252,6 +252,22 @@ def test_kernels_on_a_cpu(figures, written):
     assert "| Spearman's correlation of 8 million pairs | 400 ms | 4,000 ms (scipy) | 10.0x |" in text
 
 
+def test_what_explains_a_table_is_said_once_but_every_claim_of_a_device(figures, written):
+    text = written(one=figures, two=figures)
+    assert text.count("Eager is written by hand") == 1
+    assert text.count("From 16 to 64 embeddings") == text.count("Requirements that are not met") == 2
+
+
+def test_the_command_of_the_runs_does_not_depend_on_which_came_last(figures, written):
+    cases = figures["training"]["cases"]
+    for case in cases:
+        if case["run"] == "text":
+            case["command"] = f"of {case['mode']}, {case['seed']}"
+    before = written(cpu=figures)
+    cases.append(cases.pop(0))
+    assert written(cpu=figures) == before and "of hybrid, 0" in before
+
+
 def test_a_gpu_has_its_own_table(figures, written):
     text = written(cpu=figures, gpu=on_gpu(figures))
     assert text.count("**Kernels on a GPU**: Test GPU") == 1 and "Nothing has been measured" not in text

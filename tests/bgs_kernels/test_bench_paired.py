@@ -120,7 +120,7 @@ def test_steps_take_turns(monkeypatch):
     calls = []
     steps = {name: functools.partial(calls.append, name) for name in "abc"}
     times = timing.interleaved(steps, device=CPU, seconds=0.0)
-    assert [len(each) for each in times.values()] == [timing.RUNS[0]] * 3
+    assert [len(each) for each in times.values()] == [timing.RUNS["cpu"][0]] * 3
     warm, measured = calls[: 3 * timing.WARM_UP], calls[3 * timing.WARM_UP :]
     assert warm == list("abc") * timing.WARM_UP
     rounds = ["".join(measured[at : at + 3]) for at in range(0, len(measured), 3)]
@@ -131,7 +131,7 @@ def test_steps_take_turns(monkeypatch):
 def test_every_step_follows_every_other_equally_often(monkeypatch, count):
     period = count * (1 + count % 2)
     monkeypatch.setattr(timing, "SLOW", float("inf"))
-    monkeypatch.setattr(timing, "RUNS", (3 * period, 3 * period))
+    monkeypatch.setattr(timing, "RUNS", {"cpu": (3 * period, 3 * period)})
     calls = []
     steps = {name: functools.partial(calls.append, name) for name in "abcdefg"[:count]}
     timing.interleaved(steps, device=CPU, seconds=0.0)
